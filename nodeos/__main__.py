@@ -1,0 +1,3 @@
+from nodeos.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""What every part shares: errors, wire types, files, processes. Imports nothing of the project."""

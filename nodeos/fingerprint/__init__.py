@@ -1,0 +1,1 @@
+"""The hardware fingerprint of a machine: inventory and measurements."""

@@ -1,0 +1,1 @@
+"""The registrar, its verifier, and the operator's side of enrolment."""

@@ -1,0 +1,1 @@
+"""The replica daemon: runs canisters and answers under a chain key."""
