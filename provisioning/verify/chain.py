@@ -270,6 +270,4 @@ def _model(leaf: Certificate) -> TpmModel | None:
             found.update(attributes(inner.raw, what))
     if not all(found.get(key) for key in (TPM_MANUFACTURER, TPM_MODEL, TPM_VERSION)):
         return None
-    return TpmModel(
-        manufacturer=found[TPM_MANUFACTURER], model=found[TPM_MODEL], version=found[TPM_VERSION]
-    )
+    return TpmModel(manufacturer=found[TPM_MANUFACTURER], model=found[TPM_MODEL], version=found[TPM_VERSION])

@@ -7,6 +7,7 @@ Source: TCG "TPM 2.0 Library", Part 1: 11.4.10 (KDFa, KDFe), 24 (credential prot
 from __future__ import annotations
 
 import hmac
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,24 +33,26 @@ class Credential:
     encrypted_secret: bytes
 
 
-def kdfa(alg: int, key: bytes, label: bytes, context_u: bytes, context_v: bytes, bits: int) -> bytes:
-    """KDFa of Part 1, 11.4.10.2. ``label`` is without its final zero byte; ``bits`` a multiple of 8."""
+def kdfa(alg: int, key: bytes, label: bytes, context: bytes, bits: int) -> bytes:
+    """KDFa of Part 1, 11.4.10.2. ``label`` is without its final zero byte, ``context`` is U and V
+    joined; ``bits`` is a multiple of 8."""
     result = b""
     counter = 0
     while len(result) * 8 < bits:
         counter += 1
-        message = counter.to_bytes(4, "big") + label + b"\0" + context_u + context_v + bits.to_bytes(4, "big")
+        message = counter.to_bytes(4, "big") + label + b"\0" + context + bits.to_bytes(4, "big")
         result += hmac.digest(key, message, DIGEST_NAMES[Alg(alg)])
     return result[: bits // 8]
 
 
-def kdfe(alg: int, z: bytes, label: bytes, party_u: bytes, party_v: bytes, bits: int) -> bytes:
-    """KDFe of Part 1, 11.4.10.3. ``z`` is the x-coordinate of the shared point, padded to the field."""
+def kdfe(alg: int, z: bytes, label: bytes, parties: bytes, bits: int) -> bytes:
+    """KDFe of Part 1, 11.4.10.3. ``z`` is the x-coordinate of the shared point, padded to the field;
+    ``parties`` the x-coordinates of U and V."""
     result = b""
     counter = 0
     while len(result) * 8 < bits:
         counter += 1
-        result += digest(alg, counter.to_bytes(4, "big") + z + label + b"\0" + party_u + party_v)
+        result += digest(alg, counter.to_bytes(4, "big") + z + label + b"\0" + parties)
     return result[: bits // 8]
 
 
@@ -64,17 +67,15 @@ def make_credential(ek: Public, name: bytes, secret: bytes) -> Credential:
         raise ValueError("the secret is longer than the endorsement key's digest")
     seed, encrypted = _seed(ek)
     size = digest_size(ek.name_alg)
-    inner_key = kdfa(ek.name_alg, seed, b"STORAGE", name, b"", ek.symmetric_bits)
+    inner_key = kdfa(ek.name_alg, seed, b"STORAGE", name, ek.symmetric_bits)
     identity = _aes_cfb(inner_key, _sized(secret))
-    mac_key = kdfa(ek.name_alg, seed, b"INTEGRITY", b"", b"", size * 8)
+    mac_key = kdfa(ek.name_alg, seed, b"INTEGRITY", b"", size * 8)
     mac = hmac.digest(mac_key, identity + name, DIGEST_NAMES[Alg(ek.name_alg)])
     return Credential(blob=_sized(_sized(mac) + identity), encrypted_secret=_sized(encrypted))
 
 
 def _seed(ek: Public) -> tuple[bytes, bytes]:
     """A fresh seed, and the form in which it travels to the TPM."""
-    import secrets
-
     key = ek.key()
     size = digest_size(ek.name_alg)
     if isinstance(key, rsa.RSAPublicKey):
@@ -88,7 +89,7 @@ def _seed(ek: Public) -> tuple[bytes, bytes]:
     theirs = key.public_numbers()
     z = ephemeral.exchange(ec.ECDH(), key)
     our_x, our_y = ours.x.to_bytes(width, "big"), ours.y.to_bytes(width, "big")
-    seed = kdfe(ek.name_alg, z, b"IDENTITY", our_x, theirs.x.to_bytes(width, "big"), size * 8)
+    seed = kdfe(ek.name_alg, z, b"IDENTITY", our_x + theirs.x.to_bytes(width, "big"), size * 8)
     return seed, _sized(our_x) + _sized(our_y)
 
 

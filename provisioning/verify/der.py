@@ -110,13 +110,13 @@ def _time(node: Node, what: str) -> datetime:
     form = {UTC_TIME: "%y%m%d%H%M%SZ", GENERALIZED_TIME: "%Y%m%d%H%M%SZ"}.get(node.tag)
     try:
         words = node.content.decode("ascii")
-        if form is None or not words[:-1].isdigit():
+        if form is None or not words[:-1].isdigit() or len(words) != (13 if node.tag == UTC_TIME else 15):
             raise ValueError("not a time")
         when = datetime.strptime(words, form).replace(tzinfo=UTC)
     except ValueError as error:
         raise ParseError(f"{what}: not a UTC time") from error
     # RFC 5280, 4.1.2.5.1: two-digit years from 50 on are of the 20th century; strptime turns at 69.
-    if node.tag == UTC_TIME and 2050 <= when.year:
+    if node.tag == UTC_TIME and when.year >= 2050:
         when = when.replace(year=when.year - 100)
     return when
 
@@ -194,7 +194,7 @@ def parse_spki(spki: bytes) -> PublicKey:
 def parse_certificate(data: bytes, what: str = "certificate") -> Certificate:
     """Parse a DER certificate; padding with 0xFF or 0x00 after it is cut off. Raises ParseError."""
     outer, rest = take(data, what)
-    if outer.tag != SEQUENCE or rest.strip(b"\xff") and rest.strip(b"\x00"):
+    if outer.tag != SEQUENCE or (rest.strip(b"\xff") and rest.strip(b"\x00")):
         raise ParseError(f"{what}: not a certificate, or something other than padding follows it")
     parts = children(outer, what)
     if [part.tag for part in parts] != [SEQUENCE, SEQUENCE, BIT_STRING]:

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from nodeos.core.wire import ParseError
