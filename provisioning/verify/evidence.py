@@ -257,7 +257,7 @@ def _statement(
         return None, None
     release, _ = check_release(evidence.pcrs, statement.release, expected.releases)
     verdicts.append(release)
-    verdicts.append(check_volume(statement.volume, evidence.pcrs, expected.enrolled))
+    verdicts.append(check_volume(statement.volume, statement.boot_id, evidence.pcrs, expected.enrolled))
     verdicts.append(check_identity(statement.keys, expected.ak_public, expected.enrolled))
     try:
         report = parse_report(statement.fingerprint)

@@ -39,6 +39,7 @@ class Enrolled:
     keys: NodeKeys
     pcrs: Mapping[int, bytes]
     luks_uuid: str
+    boot_id: str
 
 
 def check_release(
@@ -92,7 +93,9 @@ def check_firmware(pcrs: Mapping[int, bytes], enrolled: Enrolled | None) -> Verd
     return verdict("firmware", (), watch)
 
 
-def check_volume(volume: StateVolume, pcrs: Mapping[int, bytes], enrolled: Enrolled | None) -> Verdict:
+def check_volume(
+    volume: StateVolume, boot_id: str, pcrs: Mapping[int, bytes], enrolled: Enrolled | None
+) -> Verdict:
     """The state partition is sealed to signed PCR 11 and to PCR 7, and is the one that was enrolled."""
     refused, watch = [], []
     if 11 not in volume.signed_pcrs:
@@ -109,7 +112,7 @@ def check_volume(volume: StateVolume, pcrs: Mapping[int, bytes], enrolled: Enrol
         if not volume.made_this_boot:
             watch.append(finding("volume.not_new", "the volume was made in an earlier boot, unseen"))
         return verdict("volume", refused, watch)
-    if volume.made_this_boot:
+    if volume.made_this_boot and boot_id != enrolled.boot_id:
         refused.append(finding("volume.remade", "the volume was made anew after this machine was enrolled"))
     if volume.luks_uuid != enrolled.luks_uuid:
         refused.append(
