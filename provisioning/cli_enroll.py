@@ -92,7 +92,9 @@ def reject(ctx: click.Context, machine: str, reason: str, where: Where) -> None:
 @click.option("--every", default=2, show_default=True, type=click.IntRange(1), help="Seconds between looks.")
 @operator_options
 @click.pass_context
-def watch(ctx: click.Context, state: str, machine: str, timeout: int, every: int, where: Where) -> None:
+def watch(  # noqa: PLR0917
+    ctx: click.Context, state: str, machine: str, timeout: int, every: int, where: Where
+) -> None:
     """Wait until a machine reaches a state, tell of every change on the way, and show the machine."""
     end = time.monotonic() + timeout if timeout else None
     known: dict[str, tuple[str, int]] = {}

@@ -48,7 +48,7 @@ from provisioning.verify.evidence import (
     verify_evidence,
     verify_request,
 )
-from provisioning.verify.findings import Result, finding, refusals
+from provisioning.verify.findings import Result, finding, refusals, verdict
 from provisioning.verify.policy import Enrolled
 from provisioning.verify.profile import load_profile
 from provisioning.verify.quote import Clock
@@ -278,7 +278,9 @@ class Service:
     ) -> Outcome:
         request = Request.parse(session.request)
         node = tx.node(old.machine)
-        refused = [*refusals(assessment.verdicts), *_clashes(tx, request, node, center, assessment)]
+        clashes = verdict("registry", _clashes(tx, request, node, center, assessment))
+        assessment = replace(assessment, verdicts=(*assessment.verdicts, clashes))
+        refused = refusals(assessment.verdicts)
         as_json = [f.to_json() for f in refused]
         tx.use_session(session.id, digest, as_json if refused else None, at + POLL_DAYS * 86400)
         stranger = any(f.code == "ek.other_name" for f in refused)
@@ -293,7 +295,7 @@ class Service:
         event = Event.EVIDENCE_REFUSED if refused else Event.EVIDENCE_ACCEPTED
         moved = old.data_center != center.name and old.state is not EnrolmentState.INDUCTED
         state = advance(EnrolmentState.CHALLENGED if moved else old.state, event)
-        every = [f.to_json() for f in (*refused, *(f for f in assessment.findings if f not in refused))]
+        every = [f.to_json() for f in assessment.findings]
         tx.put_enrolment(
             replace(
                 old,
