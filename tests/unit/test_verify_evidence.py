@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nodeos.core.errors import RefusedError
 from nodeos.core.principal import Principal
-from nodeos.core.protocol import Evidence, Request, qualifying_data, secret_proof
+from nodeos.core.protocol import QUOTED_PCRS, Evidence, Request, qualifying_data, secret_proof
 from nodeos.core.wire import ParseError
 from provisioning.verify.der import parse_certificate
 from provisioning.verify.evidence import (
@@ -169,7 +169,7 @@ QUOTES: dict[str, Callable[[ev.Machine], Evidence]] = {
         evidence(m), signature=ev.sign_quote(ev.new_ak(), evidence(m).quote)
     ),
     "quote.digest": lambda m: replace(evidence(m), pcrs={**m.pcrs, 9: b"\x01" * 32}),
-    "quote.selection": lambda m: requoted(m, selected=ev.QUOTED_PCRS[1:]),
+    "quote.selection": lambda m: requoted(m, selected=QUOTED_PCRS[1:]),
     "quote.form": lambda m: requoted(m, magic=0),
 }
 
@@ -186,7 +186,7 @@ def test_each_quote_check_refuses_alone_and_nothing_is_authentic(code: str) -> N
     "changes",
     [
         {"selected": ()},
-        {"selected": (*ev.QUOTED_PCRS, 16)},
+        {"selected": (*QUOTED_PCRS, 16)},
         {"bank": 0x0004},
     ],
 )
@@ -447,7 +447,7 @@ _PARTS = ("statement", "quote", "signature", "firmware_log", "userspace_log")
 def test_damage_anywhere_raises_only_refusals(part: str, at: int, change: int) -> None:
     data = bytearray(getattr(_EVIDENCE, part))
     data[at % len(data)] ^= change
-    given = replace(_EVIDENCE, **{part: bytes(data)})  # type: ignore[arg-type]
+    given = replace(_EVIDENCE, **{part: bytes(data)})
     try:
         verify_evidence(given, expected(_HONEST))
     except RefusedError as error:
