@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from hsm.identity import FileSigner
 from nodeos.core.errors import RefusedError, UsageError
 from nodeos.core.principal import Principal
 from nodeos.core.protocol import EnrolmentState, NodeRecord, Outcome
@@ -269,13 +270,12 @@ def test_operator_sees_and_moves_only_its_own(registrar: Registrar) -> None:
     stranger = caller(OTHER)
     digest = registrar.digest(machine)
     assert registrar.operators.enrolments(stranger, None, "")["enrolments"] == []
-    for call in (
-        lambda: registrar.operators.enrolment(stranger, machine.id),
-        lambda: registrar.operators.approve(stranger, machine.id, f'{{"evidence":"{digest}"}}'.encode()),
-        lambda: registrar.operators.reject(stranger, machine.id, b'{"reason":""}'),
-    ):
-        with pytest.raises(NotFoundError):
-            call()
+    with pytest.raises(NotFoundError):
+        registrar.operators.enrolment(stranger, machine.id)
+    with pytest.raises(NotFoundError):
+        registrar.operators.approve(stranger, machine.id, f'{{"evidence":"{digest}"}}'.encode())
+    with pytest.raises(NotFoundError):
+        registrar.operators.reject(stranger, machine.id, b'{"reason":""}')
     registrar.approve(machine)
     assert registrar.operators.nodes(stranger, "")["nodes"] == []
     with pytest.raises(NotFoundError):
@@ -310,23 +310,13 @@ def test_machine_that_moves(registrar: Registrar) -> None:
 
 
 def test_operators_nonce_is_good_once_and_strangers_are_refused(registrar: Registrar) -> None:
-    class Signer:
-        algorithm = None
-        public_key = ev.spki(ev.OPERATOR)
-        sign = staticmethod(ev.OPERATOR.sign)
-
-    headers = operator_auth.sign(Signer(), "GET", "/x", b"", registrar.clock.at)  # type: ignore[arg-type]
+    headers = operator_auth.sign(FileSigner(ev.OPERATOR), "GET", "/x", b"", registrar.clock.at)
     registrar.operators.authenticate(headers, "GET", "/x", b"")
     with pytest.raises(RefusedError, match=r"operator\.replay"):
         registrar.operators.authenticate(headers, "GET", "/x", b"")
 
-    other = ed25519.Ed25519PrivateKey.generate()
-
-    class Stranger(Signer):
-        public_key = ev.spki(other)
-        sign = staticmethod(other.sign)
-
-    headers = operator_auth.sign(Stranger(), "GET", "/x", b"", registrar.clock.at)  # type: ignore[arg-type]
+    stranger = FileSigner(ed25519.Ed25519PrivateKey.generate())
+    headers = operator_auth.sign(stranger, "GET", "/x", b"", registrar.clock.at)
     with pytest.raises(RefusedError, match=r"operator\.unknown"):
         registrar.operators.authenticate(headers, "GET", "/x", b"")
 
@@ -511,9 +501,10 @@ def test_operator_keys_in_every_form(tmp_path: Path) -> None:
         assert admin.read_operator_key(tmp_path / name) == der
     assert admin.read_operator_key(write_identity(tmp_path)) == der
     token = tmp_path / "token.json"
-    token.write_text(json.dumps({"kind": "pkcs11", "public_key": b64(der)}))
+    identity = {"kind": "pkcs11", "module": "m", "token": "t", "key": "k", "public_key": b64(der)}
+    token.write_text(json.dumps(identity))
     assert admin.read_operator_key(token) == der
     for wrong in (b"x", b"{}", b'{"public_key":"AAAA"}', b"[]"):
         token.write_bytes(wrong)
-        with pytest.raises(UsageError, match="operator key"):
+        with pytest.raises(UsageError):
             admin.read_operator_key(token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -337,7 +338,7 @@ def test_volume_from_an_earlier_boot_is_watched() -> None:
     ],
 )
 def test_node_keys_of_a_wrong_form(code: str, changes: dict[str, bytes]) -> None:
-    machine = ev.Machine(keys=replace(ev.node_keys(), **changes))  # type: ignore[arg-type]
+    machine = ev.Machine(keys=replace(ev.node_keys(), **changes))
     assert refused(evidence(machine), expected(machine))[0] == [code]
 
 
@@ -447,7 +448,8 @@ _PARTS = ("statement", "quote", "signature", "firmware_log", "userspace_log")
 def test_damage_anywhere_raises_only_refusals(part: str, at: int, change: int) -> None:
     data = bytearray(getattr(_EVIDENCE, part))
     data[at % len(data)] ^= change
-    given = replace(_EVIDENCE, **{part: bytes(data)})
+    changes: dict[str, Any] = {part: bytes(data)}
+    given = replace(_EVIDENCE, **changes)
     try:
         verify_evidence(given, expected(_HONEST))
     except RefusedError as error:
