@@ -94,7 +94,7 @@ class Fields:
         value = self._typed(key, str, "text")
         if len(value) > limit:
             raise ParseError(f"{self.path}.{key}: longer than {limit} characters")
-        return value
+        return _encodable(value, f"{self.path}.{key}")
 
     def integer(self, key: str, *, low: int = 0, high: int = 2**63 - 1) -> int:
         value = self._typed(key, int, "a whole number")
@@ -159,7 +159,7 @@ def parse_text(value: object, path: str) -> str:
     """A text in a list."""
     if not isinstance(value, str):
         raise ParseError(f"{path}: expected text, found {_kind(value)}")
-    return value
+    return _encodable(value, path)
 
 
 def parse_finding(value: object, path: str) -> Finding:
@@ -168,6 +168,15 @@ def parse_finding(value: object, path: str) -> Finding:
     finding = Finding(code=fields.text("code", limit=64), message=fields.text("message", limit=1024))
     fields.done()
     return finding
+
+
+def _encodable(value: str, path: str) -> str:
+    """JSON can escape half a surrogate pair, which no file, database or answer can hold."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ParseError(f"{path}: not Unicode text") from error
+    return value
 
 
 def _decode(value: str, path: str, length: int | None, limit: int) -> bytes:
