@@ -10,7 +10,7 @@ import click
 
 from nodeos.cli import emit, wants_json
 from nodeos.core.errors import NodeosError, UnreachableError, UsageError
-from provisioning.cli_options import Where, operator_options, when
+from provisioning.cli_options import Where, operator_options, plain, when
 from provisioning.client import OperatorClient
 
 STATES = ("challenged", "refused", "pending", "rejected", "inducted")
@@ -35,7 +35,7 @@ def list_(ctx: click.Context, state: str | None, where: Where) -> None:
 
 def _line(item: dict[str, Any]) -> str:
     codes = ", ".join(f["code"] for f in item["findings"])
-    return f"{item['machine'][:16]}  {item['state']:10}  {item['data_center']}  {codes}"
+    return plain(f"{item['machine'][:16]}  {item['state']:10}  {item['data_center']}  {codes}")
 
 
 @commands.command()
@@ -160,7 +160,7 @@ def describe(details: dict[str, Any]) -> str:
     shown = {f["code"] for v in (attestation or {}).get("verdicts", []) for f in v["findings"]}
     lines += [f"  ✗ {f['code']}: {f['message']}" for f in details["findings"] if f["code"] not in shown]
     lines += _hardware(details["fingerprint"])
-    return "\n".join(lines)
+    return plain("\n".join(lines))
 
 
 def _hardware(report: dict[str, Any] | None) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from nodeos.cli import emit
-from provisioning.cli_options import Where, operator_options, when
+from provisioning.cli_options import Where, operator_options, plain, when
 
 
 @click.group()
@@ -59,4 +59,4 @@ def _describe(node: dict[str, Any]) -> str:
         )
         for verdict in entry["verdicts"]:
             lines += [f"      {f['code']}: {f['message']}" for f in verdict["findings"]]
-    return "\n".join(lines)
+    return plain("\n".join(lines))

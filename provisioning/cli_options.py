@@ -31,7 +31,6 @@ class Where:
         """An open identity and a client that signs with it."""
         from hsm.identity import open_identity
         from hsm.pin import read_pin
-
         from nodeos.core.files import read_file
         from nodeos.core.http import Client
 
@@ -70,3 +69,10 @@ def operator_options(command: Callable[..., None]) -> Callable[..., None]:
 def when(seconds: int) -> str:
     """A time for people."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def plain(text: str) -> str:
+    """Text of a machine's making, for a terminal: control characters could move the cursor or hide lines."""
+    return "\n".join(
+        "".join(letter if letter.isprintable() else "?" for letter in line) for line in text.split("\n")
+    )

@@ -55,6 +55,8 @@ EV_NAMES = {
 _DATA_IS_MEASURED = (EV_SEPARATOR, EV_EFI_ACTION, EV_EFI_VARIABLE_DRIVER_CONFIG)
 _SPEC_ID, _LOCALITY = b"Spec ID Event03\0", b"StartupLocality\0"
 PCRS = 24
+# A forged log can be wrong in thousands of events; so many are told one by one.
+_TOLD = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +207,9 @@ def check_events(log: EventLog) -> tuple[Finding, ...]:
                         f"PCR {event.pcr}, {event.words}: found {value.hex()}, expected {expected.hex()}",
                     )
                 )
+    if len(found) > _TOLD:
+        more = finding("eventlog.digest", f"and {len(found) - _TOLD} more digests that do not fit their data")
+        return (*found[:_TOLD], more)
     return tuple(found)
 
 

@@ -123,7 +123,8 @@ class Served:
             "--identity",
             self.identity,
         ]
-        return nodeos(noun, verb, *where, *self.options, *arguments, code=code)
+        words: list[str | Path] = [*where, *self.options, *arguments]
+        return nodeos(noun, verb, *words, code=code)
 
     def health(self) -> str:
         return parse_json(self.client.request("GET", "/v1/health"), "health").text("status")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,8 +20,10 @@ from nodeos.core.errors import RefusedError, UsageError
 from nodeos.core.principal import Principal
 from nodeos.core.protocol import EnrolmentState, NodeRecord, Outcome
 from nodeos.core.release import Variant
+from nodeos.core.run import run
 from nodeos.core.wire import b64, parse_json
 from provisioning import operator_auth
+from provisioning.cli_enroll import describe
 from provisioning.registrar import admin, schema, store
 from provisioning.registrar.directory import Directory
 from provisioning.registrar.service import MAX_OPEN_SESSIONS, ConflictError, NotFoundError
@@ -204,6 +207,28 @@ def test_request_without_the_sites_signature_leaves_no_trace(registrar: Registra
     with pytest.raises(RefusedError, match=r"site\.unknown"):
         registrar.service.request(ev.Machine(site=ev.site(data_center="dc9")).request().to_bytes())
     assert registrar.state(machine) == "absent"
+
+
+def test_half_a_surrogate_is_refused_at_the_edge(registrar: Registrar) -> None:
+    document = ev.site(data_center="dcX").to_bytes().replace(b"dcX", b"\\ud800")
+    with pytest.raises(UsageError, match="data_center: not Unicode text"):
+        registrar.service.request(replace(ev.Machine().request(), site_document=document).to_bytes())
+
+
+def test_machines_words_can_not_steer_a_terminal(registrar: Registrar) -> None:
+    machine = ev.Machine(release="1.0.0\x1b[2J\rpassed")
+    registrar.attest(machine)
+    shown = describe(registrar.operators.enrolment(caller(), machine.id))
+    assert "1.0.0?[2J?passed" in shown
+    assert not set(shown) & {"\x1b", "\r"}
+
+
+def test_registrar_needs_no_tpm_library_and_no_token() -> None:
+    program = (
+        "import sys, provisioning.registrar.app, provisioning.registrar.server, provisioning.registrar.admin\n"
+        "sys.exit(any(name in sys.modules for name in ('tpm2_pytss', 'pkcs11', 'wasmtime')))"
+    )
+    run([sys.executable, "-c", program], what="importing the registrar", cwd=Path(__file__).parents[2])
 
 
 def test_one_tpm_has_one_name(registrar: Registrar) -> None:

@@ -129,6 +129,13 @@ def test_changed_digest_names_pcr_event_found_and_expected() -> None:
     assert quoted()[7].hex() in two.message
 
 
+def test_findings_of_a_forged_log_are_bounded() -> None:
+    raw = ev.log_header() + ev.event(0, 0x00000004, b"x", bytes(32)) * 3000
+    found = check_events(parse_event_log(raw))
+    assert len(found) == 17
+    assert "2984 more" in found[-1].message
+
+
 def test_missing_event_is_refused() -> None:
     assert codes(ev.firmware_log(ev.firmware_events()[1:])) == ["eventlog.replay"]
 
