@@ -23,8 +23,9 @@ from nodeos import __version__
 from nodeos.core.errors import NodeosError, RefusedError, UsageError
 from nodeos.core.wire import canonical_json
 from provisioning.operator_auth import Caller
+from provisioning.registrar.lookups import ConflictError, NotFoundError
 from provisioning.registrar.operators import Operators
-from provisioning.registrar.service import ConflictError, NotFoundError, Service
+from provisioning.registrar.service import Service
 from provisioning.registrar.store import BusyError
 
 T = TypeVar("T")

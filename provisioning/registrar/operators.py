@@ -12,14 +12,9 @@ from nodeos.core.protocol import Evidence, NodeRecord, Statement
 from nodeos.core.wire import ParseError, b64, parse_json
 from provisioning import operator_auth
 from provisioning.operator_auth import Caller
+from provisioning.registrar.lookups import ConflictError, NotFoundError, audit_row, key_digests
 from provisioning.registrar.rows import Attestation, CenterRow, Enrolment, NodeRow
-from provisioning.registrar.service import (
-    ConflictError,
-    NotFoundError,
-    Service,
-    audit_row,
-    key_digests,
-)
+from provisioning.registrar.service import Service
 from provisioning.registrar.states import Event, advance
 from provisioning.registrar.store import Transaction
 from provisioning.verify.findings import finding

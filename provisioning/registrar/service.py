@@ -12,68 +12,56 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-from nodeos.core.errors import Finding, NodeosError, RefusedError
-from nodeos.core.principal import Principal
+from nodeos.core.errors import Finding, RefusedError
 from nodeos.core.protocol import (
     NONCE_BYTES,
     Challenge,
     EnrolmentState,
     Evidence,
-    NodeKeys,
-    NodeRecord,
     Outcome,
     Poll,
     Request,
     poll_proof,
 )
 from nodeos.core.release import Release
-from nodeos.core.wire import parse_finding, parse_json
-from provisioning.registrar.rows import Attestation, AuditRow, CenterRow, Enrolment, NodeRow, Session
+from provisioning.registrar.lookups import (
+    ConflictError,
+    as_data_center,
+    audit_row,
+    check_unexpired,
+    ek_key_digest,
+    enrolled_as,
+    find_center,
+    find_clashes,
+    find_other_name,
+    find_session,
+    load_trust,
+    make_attestation,
+    outcome_of,
+    with_result,
+)
+from provisioning.registrar.rows import CenterRow, Enrolment, Session
 from provisioning.registrar.states import Event, advance
 from provisioning.registrar.store import BusyError, Store, Transaction
 from provisioning.verify.credential import make_credential
-from provisioning.verify.der import Certificate, parse_certificate
 from provisioning.verify.evidence import (
     Asker,
     Assessment,
-    DataCenter,
     Expected,
     RefusedEvidence,
-    Trust,
     claimed_site,
     verify_evidence,
     verify_request,
 )
-from provisioning.verify.findings import Result, finding, refusals, verdict
-from provisioning.verify.policy import Enrolled
+from provisioning.verify.findings import finding, refusals, verdict
 from provisioning.verify.profile import load_profile
 from provisioning.verify.quote import Clock
-from provisioning.verify.tpm import parse_public
 
 POLL_DAYS = 7
 MAX_OPEN_SESSIONS = 64
 # Refused requests are kept so that an operator can see them; no sender can make more than these.
 MAX_REFUSED = 10_000
-_POLL_AFTER = {
-    EnrolmentState.CHALLENGED: 5,
-    EnrolmentState.PENDING: 5,
-    EnrolmentState.REFUSED: 300,
-    EnrolmentState.REJECTED: 300,
-    EnrolmentState.INDUCTED: 3600,
-}
-_STATES = {Result.PASSED: "passed", Result.WATCH: "watch", Result.REFUSED: "failed"}
-
-
-class NotFoundError(NodeosError):
-    """There is no such thing, or it is not the asker's to see."""
-
-
-class ConflictError(RefusedError):
-    """What was asked for does not fit the present state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,10 +89,10 @@ class Service:
         request = Request.parse(body)
         at = self.clock()
         with self.store.read() as tx:
-            center = _center(tx, claimed_site(request).data_center)
-            trust = _trust(tx)
+            center = find_center(tx, claimed_site(request).data_center)
+            trust = load_trust(tx)
         try:
-            asker = verify_request(request, _data_center(center), trust, datetime.fromtimestamp(at, UTC))
+            asker = verify_request(request, as_data_center(center), trust, datetime.fromtimestamp(at, UTC))
         except RefusedError as error:
             self._note_refused(request, center, error.findings, at)
             raise
@@ -126,7 +114,7 @@ class Service:
         model = asker.model
         with self.store.write() as tx:
             tx.drop_expired(at)
-            other = _other_name(tx, request)
+            other = find_other_name(tx, request)
             if other:
                 raise ConflictError("the request is refused", (other,))
             if tx.count_open_sessions(request.machine, at) >= MAX_OPEN_SESSIONS:
@@ -210,17 +198,17 @@ class Service:
         for _ in range(3):
             at = self.clock()
             with self.store.read() as tx:
-                session = _session(tx, evidence.session, machine)
+                session = find_session(tx, evidence.session, machine)
                 if session.evidence is not None:
                     return self._spent(tx, session, digest)
-                _unexpired(session, at)
+                check_unexpired(session, at)
                 expected, center, revision = self._expected(tx, session)
             try:
                 assessment = verify_evidence(evidence, expected)
             except RefusedEvidence as error:
                 assessment = error.assessment
             with self.store.write() as tx:
-                session = _session(tx, evidence.session, machine)
+                session = find_session(tx, evidence.session, machine)
                 if session.evidence is not None:
                     return self._spent(tx, session, digest)
                 enrolment = tx.enrolment(machine)
@@ -231,7 +219,7 @@ class Service:
 
     def _spent(self, tx: Transaction, session: Session, digest: str) -> Outcome:
         if session.evidence == digest:
-            return _outcome(tx, session)
+            return outcome_of(tx, session)
         raise ConflictError(
             "the evidence is refused",
             (finding("nonce.used", "this challenge was answered before"),),
@@ -241,7 +229,7 @@ class Service:
     def _expected(self, tx: Transaction, session: Session) -> tuple[Expected, CenterRow, int]:
         request = Request.parse(session.request)
         enrolment = tx.enrolment(session.machine)
-        center = _center(tx, claimed_site(request).data_center)
+        center = find_center(tx, claimed_site(request).data_center)
         latest = tx.attestations(session.machine, 1)
         node = tx.node(session.machine)
         clock = None
@@ -260,7 +248,7 @@ class Service:
             profile=load_profile(center.profile),
             clock=clock,
             boot_id=latest[0].boot_id if latest else None,
-            enrolled=None if node is None else _enrolled(node),
+            enrolled=None if node is None else enrolled_as(node),
         )
         return expected, center, enrolment.revision if enrolment else 0
 
@@ -278,7 +266,7 @@ class Service:
     ) -> Outcome:
         request = Request.parse(session.request)
         node = tx.node(old.machine)
-        clashes = verdict("registry", _clashes(tx, request, node, center, assessment))
+        clashes = verdict("registry", find_clashes(tx, request, node, center, assessment))
         assessment = replace(assessment, verdicts=(*assessment.verdicts, clashes))
         refused = refusals(assessment.verdicts)
         as_json = [f.to_json() for f in refused]
@@ -290,7 +278,7 @@ class Service:
             tx.add_audit(
                 audit_row(at, "machine", old.machine, "evidence-unproven", (old.state, old.state), **words)
             )
-            return _outcome(tx, _with_result(session, digest, as_json))
+            return outcome_of(tx, with_result(session, digest, as_json))
         tx.end_other_sessions(old.machine, session.id)
         event = Event.EVIDENCE_REFUSED if refused else Event.EVIDENCE_ACCEPTED
         moved = old.data_center != center.name and old.state is not EnrolmentState.INDUCTED
@@ -301,7 +289,7 @@ class Service:
                 old,
                 data_center=old.data_center if node is not None else center.name,
                 state=state,
-                ek_key=_ek_key(request),
+                ek_key=ek_key_digest(request),
                 ak_public=old.ak_public if node is not None else request.ak_public,
                 evidence=old.evidence if node is not None else (None if refused else digest),
                 findings=every,
@@ -309,17 +297,17 @@ class Service:
             )
         )
         tx.add_evidence(digest, old.machine, at, body)
-        tx.add_attestation(_attestation(old.machine, (evidence, digest), assessment, bool(refused), at))
+        tx.add_attestation(make_attestation(old.machine, (evidence, digest), assessment, bool(refused), at))
         tx.add_audit(
             audit_row(at, "machine", old.machine, event, (old.state, state), evidence=digest, findings=every)
         )
-        return _outcome(tx, _with_result(session, digest, as_json if refused else None))
+        return outcome_of(tx, with_result(session, digest, as_json if refused else None))
 
     def poll(self, machine: str, body: bytes) -> Outcome:
         """A machine asks again. Raises RefusedError for a wrong proof or an old counter."""
         poll = Poll.parse(body)
         with self.store.write() as tx:
-            session = _session(tx, poll.session, machine)
+            session = find_session(tx, poll.session, machine)
             proof = poll_proof(session.secret, session.id, poll.counter)
             if not secrets.compare_digest(proof, poll.proof):
                 words = "the sender does not know the session's secret"
@@ -327,183 +315,9 @@ class Service:
             if poll.counter <= session.counter:
                 words = f"found {poll.counter}, needed more than {session.counter}"
                 raise ConflictError("the poll is refused", (finding("poll.counter", words),))
-            _unexpired(session, self.clock())
+            check_unexpired(session, self.clock())
             if session.evidence is None:
                 words = "this session has no evidence yet"
                 raise ConflictError("the poll is refused", (finding("poll.early", words),))
             tx.count_poll(session.id, poll.counter)
-            return _outcome(tx, session)
-
-
-def _ek_key(request: Request) -> str:
-    """Names the endorsement key itself, whatever public area it is shown with."""
-    return hashlib.sha256(parse_public(request.ek_public).spki()).hexdigest()
-
-
-def _other_name(tx: Transaction, request: Request) -> Finding | None:
-    """One TPM is one machine. A name is bound to a key only by evidence, which a request is not."""
-    other = tx.machine_of_key(_ek_key(request))
-    if other in (None, request.machine):
-        return None
-    return finding("ek.other_name", f"this endorsement key is known as machine {other}")
-
-
-def _clashes(
-    tx: Transaction, request: Request, node: NodeRow | None, center: CenterRow, assessment: Assessment
-) -> list[Finding]:
-    """What speaks against this evidence in the light of other machines and of the registry."""
-    found = []
-    other_name = _other_name(tx, request)
-    if other_name:
-        found.append(other_name)
-    if assessment.statement is not None:
-        other = tx.holder_of_keys(*key_digests(assessment.statement.keys))
-        if other not in (None, request.machine):
-            found.append(finding("identity.duplicate", f"machine {other} has one of these node keys"))
-    if node is not None and node.data_center != center.name:
-        words = f"the machine is a node of {node.data_center}, its site is now {center.name}"
-        found.append(finding("identity.data_center", words))
-    return found
-
-
-def _with_result(session: Session, digest: str, refused: list[dict[str, str]] | None) -> Session:
-    """The session as it stands after its evidence."""
-    return replace(session, evidence=digest, refused=refused)
-
-
-def _outcome(tx: Transaction, session: Session) -> Outcome:
-    enrolment = tx.enrolment(session.machine)
-    if enrolment is None:
-        raise NotFoundError("the enrolment is gone", hint="ask for a new challenge")
-    state, node = enrolment.state, None
-    findings = session.refused
-    if findings is not None:
-        state = EnrolmentState.REJECTED if state is EnrolmentState.REJECTED else EnrolmentState.REFUSED
-    else:
-        findings = enrolment.findings
-    if state is EnrolmentState.INDUCTED:
-        row = tx.node(session.machine)
-        if row is None:
-            raise NodeosError(f"machine {session.machine} is inducted and has no node record")
-        node = NodeRecord.parse(parse_json(row.record, "node record"))
-    return Outcome(
-        state=state,
-        findings=tuple(parse_finding(f, "finding") for f in findings),
-        poll_after=_POLL_AFTER[state],
-        node=node,
-    )
-
-
-def _session(tx: Transaction, session: str, machine: str) -> Session:
-    found = tx.session(session)
-    if found is None or found.machine != machine:
-        raise NotFoundError("there is no such session of this machine", hint="ask for a new challenge")
-    return found
-
-
-def _unexpired(session: Session, at: int) -> None:
-    if session.expires_at <= at:
-        raise ConflictError(
-            "the session is over",
-            (finding("nonce.expired", f"it ended {at - session.expires_at} s ago"),),
-            hint="ask for a new challenge",
-        )
-
-
-def _center(tx: Transaction, name: str) -> CenterRow:
-    center = tx.center(name)
-    if center is None:
-        raise RefusedError(
-            "the request is refused",
-            (finding("site.unknown", f"the data centre {name!r} is not known to this registrar"),),
-            hint="add it with `nodeos registrar dc add`, or make the medium again for a known one",
-        )
-    return center
-
-
-def _data_center(row: CenterRow) -> DataCenter:
-    return DataCenter(
-        name=row.name,
-        operator=Principal.parse(row.operator),
-        site_key=Ed25519PublicKey.from_public_bytes(row.site_key),
-        node_reward_type=row.node_reward_type,
-    )
-
-
-def _trust(tx: Transaction) -> Trust:
-    rows = tx.trust()
-    return Trust(
-        roots=tuple(_parsed(row.der) for row in rows if row.kind == "root"),
-        intermediates=tuple(_parsed(row.der) for row in rows if row.kind == "intermediate"),
-    )
-
-
-@lru_cache(maxsize=1024)
-def _parsed(der: bytes) -> Certificate:
-    """Manufacturers have some 170 certificates; they are parsed once."""
-    return parse_certificate(der)
-
-
-def _enrolled(node: NodeRow) -> Enrolled:
-    record = NodeRecord.parse(parse_json(node.record, "node record"))
-    return Enrolled(
-        ak_public=node.ak_public,
-        keys=record.keys,
-        pcrs={int(index): bytes.fromhex(value) for index, value in node.pcrs.items()},
-        luks_uuid=node.luks_uuid,
-        boot_id=node.boot_id,
-    )
-
-
-def key_digests(keys: NodeKeys) -> tuple[str, str, str]:
-    """Digests of the three keys; of the TLS certificate its key, which another certificate could carry."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    try:
-        certificate = x509.load_der_x509_certificate(keys.tls_certificate)
-        tls = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except ValueError:
-        tls = keys.tls_certificate
-    digests = [hashlib.sha256(data).hexdigest() for data in (keys.signing, tls, keys.committee)]
-    return digests[0], digests[1], digests[2]
-
-
-def _attestation(
-    machine: str, evidence: tuple[Evidence, str], assessment: Assessment, refused: bool, at: int
-) -> Attestation:
-    given, digest = evidence
-    statement, quote = assessment.statement, assessment.quote
-    if quote is None:
-        raise ValueError("an attestation needs a quote")
-    return Attestation(
-        machine=machine,
-        at=at,
-        state="failed" if refused else _STATES[assessment.result],
-        evidence=digest,
-        boot_id=statement.boot_id if statement else None,
-        release=statement.release if statement else None,
-        clock=quote.clock,
-        reset_count=quote.reset_count,
-        restart_count=quote.restart_count,
-        firmware_version=f"{quote.firmware_version:016x}",
-        pcrs={str(index): value.hex() for index, value in given.pcrs.items()},
-        volume=statement.volume.to_json() if statement else None,
-        verdicts=[v.to_json() for v in assessment.verdicts],
-    )
-
-
-def audit_row(
-    at: int, actor: str, machine: str, event: str, states: tuple[str | None, str | None], **detail: object
-) -> AuditRow:
-    """A line of the audit trail; ``states`` are those before and after."""
-    before, after = (None if state is None else str(state) for state in states)
-    return AuditRow(
-        at=at,
-        actor=actor,
-        machine=machine,
-        event=str(event),
-        before=before,
-        after=after,
-        detail=dict(detail),
-    )
+            return outcome_of(tx, session)

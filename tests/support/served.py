@@ -115,15 +115,8 @@ class Served:
 
     def cli(self, noun: str, verb: str, *arguments: str | Path, code: int = 0) -> Any:
         """An operator's command."""
-        where = [
-            "--registrar",
-            f"https://127.0.0.1:{self.port}",
-            "--ca",
-            self.ca,
-            "--identity",
-            self.identity,
-        ]
-        words: list[str | Path] = [*where, *self.options, *arguments]
+        words: list[str | Path] = ["--registrar", f"https://127.0.0.1:{self.port}", "--ca", self.ca]
+        words += ["--identity", self.identity, *self.options, *arguments]
         return nodeos(noun, verb, *words, code=code)
 
     def health(self) -> str:

@@ -26,7 +26,8 @@ from provisioning import operator_auth
 from provisioning.cli_enroll import describe
 from provisioning.registrar import admin, schema, store
 from provisioning.registrar.directory import Directory
-from provisioning.registrar.service import MAX_OPEN_SESSIONS, ConflictError, NotFoundError
+from provisioning.registrar.lookups import ConflictError, NotFoundError
+from provisioning.registrar.service import MAX_OPEN_SESSIONS
 from provisioning.registrar.store import KEPT_EVIDENCE, BusyError, Store
 from tests.support import evidence as ev
 from tests.support.registrar import Registrar, caller, center, poll, write_identity
@@ -225,7 +226,7 @@ def test_machines_words_can_not_steer_a_terminal(registrar: Registrar) -> None:
 
 def test_registrar_needs_no_tpm_library_and_no_token() -> None:
     program = (
-        "import sys, provisioning.registrar.app, provisioning.registrar.server, provisioning.registrar.admin\n"
+        "import sys\nfrom provisioning.registrar import admin, app, operators, server\n"
         "sys.exit(any(name in sys.modules for name in ('tpm2_pytss', 'pkcs11', 'wasmtime')))"
     )
     run([sys.executable, "-c", program], what="importing the registrar", cwd=Path(__file__).parents[2])
