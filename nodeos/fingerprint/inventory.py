@@ -151,15 +151,14 @@ def _pairs(block: str) -> dict[str, str]:
 
 
 def _memory(tables: smbios.Tables | str, meminfo: Path) -> dict[str, Any]:
-    """What is installed, by the firmware; without its word, what the kernel manages (some per cent less)."""
+    """``bytes`` is what the kernel manages, ``dimms`` what the firmware says is fitted (some per cent more)."""
     devices = () if isinstance(tables, str) else tables.memory
     fitted = [device for device in devices if device.size]
     dimms = [
         {"size": device.size, "part": clean(device.part), "manufacturer": clean(device.manufacturer)}
         for device in fitted
     ]
-    installed = sum(device.size or 0 for device in fitted)
-    return {"bytes": installed or _managed_memory(meminfo), "dimms": dimms[:MOST_DIMMS]}
+    return {"bytes": _managed_memory(meminfo), "dimms": dimms[:MOST_DIMMS]}
 
 
 def _managed_memory(meminfo: Path) -> int:
