@@ -127,20 +127,28 @@ class Enrolment:
                 told = outcome.findings
                 self._pending(outcome.findings)
             self.stop.wait(min(max(outcome.poll_after, 1), LONGEST_POLL))
-            session.counter += 1
-            poll = Poll(
-                session=session.name,
-                counter=session.counter,
-                proof=poll_proof(session.secret, session.name, session.counter),
-            )
-            try:
-                with self.stop.interruptible():
-                    outcome = self.registrar.poll(self.machine.id, poll)
-            except UnreachableError as error:
-                self.stop.wait(self._unreachable(error))
-                told = None
-            else:
-                self.backoff.reset()
+            answer = self._poll(session)
+            while answer is None:
+                told = None  # say again that we wait, once the registrar is back
+                answer = self._poll(session)
+            outcome = answer
+        return outcome
+
+    def _poll(self, session: Session) -> Outcome | None:
+        """Ask once. None if nobody answered, after telling that and waiting."""
+        session.counter += 1
+        poll = Poll(
+            session=session.name,
+            counter=session.counter,
+            proof=poll_proof(session.secret, session.name, session.counter),
+        )
+        try:
+            with self.stop.interruptible():
+                outcome = self.registrar.poll(self.machine.id, poll)
+        except UnreachableError as error:
+            self.stop.wait(self._unreachable(error))
+            return None
+        self.backoff.reset()
         return outcome
 
     def _pending(self, findings: tuple[Finding, ...]) -> None:

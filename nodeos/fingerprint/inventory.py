@@ -151,7 +151,7 @@ def _pairs(block: str) -> dict[str, str]:
 
 
 def _memory(tables: smbios.Tables | str, meminfo: Path) -> dict[str, Any]:
-    """``bytes`` is what the kernel manages, ``dimms`` what the firmware says is fitted (some per cent more)."""
+    """``bytes`` is what the kernel manages, ``dimms`` what the firmware says is fitted (a little more)."""
     devices = () if isinstance(tables, str) else tables.memory
     fitted = [device for device in devices if device.size]
     dimms = [

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from nodeos.core.wire import ParseError
 
 MIB = 1 << 20
+GIB = 1 << 30
 _END_OF_TABLE = 127
 # More structures than any machine has; keeps a hostile table from costing much.
 _MOST_STRUCTURES = 4096

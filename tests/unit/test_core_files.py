@@ -47,7 +47,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pyte
 
 
 def test_read_file_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="site key .*absent: No such file"):
+    with pytest.raises(UsageError, match=r"site key .*absent: No such file"):
         read_file(tmp_path / "absent", "site key")
 
 
