@@ -24,8 +24,6 @@ from nodeos.core.errors import ToolError
 from replica.state import WASM_PAGE, ZERO, Pages
 from replica.wasm import MEMORY_EXPORT, WasmError
 
-# Part of a compiled module's name in the cache: grows when a setting below changes.
-CONFIGURATION = f"wasmtime {wasmtime.__version__} configuration 1"
 I32, I64 = "i32", "i64"
 _MASKS = {I32: 0xFFFF_FFFF, I64: 0xFFFF_FFFF_FFFF_FFFF}
 _KINDS = {I32: 0, I64: 1}

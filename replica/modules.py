@@ -1,8 +1,9 @@
 """From the bytes of a module to code that runs: checked, rewritten, compiled once, kept compiled.
 
 Compiling takes long, the more so on an emulated processor. Compiled code is kept in the state directory
-under the module's hash and the compiler's version; its own hash lies in the database. What doesn't match is
-compiled anew: reading compiled code that somebody else made would be running it.
+under the module's hash; its own hash lies in the database, and wasmtime looks at the compiler's version,
+settings and processor. What doesn't match is compiled anew: reading code that somebody else compiled would be
+running it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 from typing import Any
 
 from nodeos.core.files import write_atomic
-from replica.engine import CONFIGURATION, Engine
+from replica.engine import Engine
 from replica.state import Code
 from replica.store import Store
 from replica.system_api import host_functions
@@ -31,6 +32,8 @@ class Modules:
         self._engine = engine
         self._store = store
         self._known: dict[bytes, Code] = {}
+        self._directory = store.directory / "compiled"
+        self._used: set[str] = set()
         self._offered = {
             wide: {f.name: (f.parameters, (f.result,) if f.result else ()) for f in host_functions(wide)}
             for wide in (False, True)
@@ -42,6 +45,14 @@ class Modules:
         if digest not in self._known:
             self._known[digest] = self._load(module, digest)
         return self._known[digest]
+
+    def drop_unused(self) -> None:
+        """Delete compiled modules that nothing has loaded since this object was made."""
+        if self._directory.is_dir():
+            for path in self._directory.iterdir():
+                if path.name not in self._used:
+                    path.unlink()
+        self._store.keep_compiled(self._used)
 
     def _load(self, module: bytes, digest: bytes) -> Code:
         prepared = prepare(module)
@@ -62,8 +73,9 @@ class Modules:
 
     def _compiled(self, code: bytes) -> Any:
         # The rewritten code is what is compiled, so its hash is the name: another rewriting is another name.
-        name = hashlib.sha256(CONFIGURATION.encode() + b"\x00" + hashlib.sha256(code).digest()).hexdigest()
-        path = self._store.directory / "compiled" / name
+        name = hashlib.sha256(code).hexdigest()
+        self._used.add(name)
+        path = self._directory / name
         expected = self._store.compiled(name)
         if expected is not None and path.exists():
             kept = path.read_bytes()

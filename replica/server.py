@@ -126,14 +126,17 @@ def open_chain(config: Config, identity: Identity, engine: Engine) -> Iterator[C
     """The chain on its state directory."""
     store = Store(config.state, identity.subnet.public_key)
     try:
-        yield Chain(
+        modules = Modules(engine, store)
+        chain = Chain(
             store=store,
-            modules=Modules(engine, store),
+            modules=modules,
             executor=Executor(engine, config.limits),
             subnet=identity.subnet,
             key=identity.committee,
             operator=identity.record.operator,
         )
+        modules.drop_unused()
+        yield chain
     finally:
         store.close()
 

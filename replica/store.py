@@ -216,6 +216,13 @@ class Store:
             row = self._database.execute("SELECT sha256 FROM compiled WHERE name = ?", (name,)).fetchone()
         return None if row is None else bytes(row[0])
 
+    def keep_compiled(self, names: set[str]) -> None:
+        """Forget all compiled modules but these."""
+        with self._transaction() as database:
+            rows = database.execute("SELECT name FROM compiled").fetchall()
+            gone = [(name,) for (name,) in rows if name not in names]
+            database.executemany("DELETE FROM compiled WHERE name = ?", gone)
+
     def record_compiled(self, name: str, digest: bytes) -> None:
         with self._transaction() as database:
             database.execute("INSERT OR REPLACE INTO compiled VALUES (?, ?)", (name, digest))

@@ -202,6 +202,11 @@ def lookup(tree: Tree, path: Path) -> bytes | None:
     return found.value
 
 
+def labels(tree: Tree) -> list[tuple[bytes, Tree]]:
+    """The labels that a map shows, in order, with their subtrees."""
+    return [(node.label, node.tree) for node in _flatten(tree) if isinstance(node, Labeled)]
+
+
 def _child(tree: Tree, label: bytes) -> Tree | None:
     """The subtree of a label in a map, Pruned if unknown, None if surely absent."""
     gap_before = False
