@@ -51,8 +51,8 @@ class Console:
 
     def tell(self, step: str, message: str) -> None:
         """Say where we are. ``message`` may have more lines, for findings and what to do."""
-        print(f"nodeos: {step}: {message}", file=sys.stderr, flush=True)  # noqa: T201
         self._record(step, message)
+        print(f"nodeos: {step}: {message}", file=sys.stderr, flush=True)  # noqa: T201
 
     def findings(self, step: str, message: str, findings: tuple[Finding, ...], todo: str = "") -> None:
         """Say an outcome with every finding, and what to do. No findings forget those of before."""
@@ -71,10 +71,11 @@ class Console:
         notify("READY=1")
 
     def _record(self, step: str, message: str) -> None:
-        self._write_device(f"nodeos: {step}: {message}\n")
-        notify(f"STATUS={step}: {message.splitlines()[0]}")
+        # The file comes first: whoever follows the words finds it up to date.
         status = {**self._facts, "version": 1, "step": step, "message": message, "at": int(time.time())}
         write_atomic(self._status, json.dumps(status, indent=2, sort_keys=True).encode() + b"\n")
+        notify(f"STATUS={step}: {message.splitlines()[0]}")
+        self._write_device(f"nodeos: {step}: {message}\n")
 
     def _write_device(self, text: str) -> None:
         # A console that is absent, or a serial line that nobody reads, must not hold up the node.

@@ -239,11 +239,9 @@ class Enrolment:
 
 def _activate(tpm: TpmDevice, challenge: Challenge) -> bytes:
     """The secret in the challenge. If it is for another TPM, that is the registrar's mistake, not ours."""
-    from hsm.errors import TpmError, TpmLockoutError
+    from hsm.errors import TpmCredentialError
 
     try:
         return tpm.activate(challenge.credential_blob, challenge.encrypted_secret)
-    except TpmLockoutError:
-        raise
-    except TpmError as error:
+    except TpmCredentialError as error:
         raise RegistrarError(f"the registrar's challenge is not for this TPM: {error.message}") from error

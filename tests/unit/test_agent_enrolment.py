@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hsm.errors import TpmError, TpmLockoutError
+from hsm.errors import TpmCredentialError, TpmError, TpmLockoutError
 from nodeos.agent.config import Config
 from nodeos.agent.enrolment import Enrolment, Machine
 from nodeos.agent.registrar import Registrar
@@ -241,7 +241,7 @@ def test_an_answer_of_no_use_does_not_end_the_agent(stage: Stage) -> None:
 
 
 def test_a_challenge_for_another_tpm_does_not_end_the_agent(stage: Stage) -> None:
-    stage.tpm.activate_error = TpmError("integrity check failed", response_code=0x1DF)
+    stage.tpm.activate_error = TpmCredentialError("integrity check failed", response_code=0x1DF)
     words = stage.run(1)
     assert "the registrar's challenge is not for this TPM: integrity check failed" in words
 
