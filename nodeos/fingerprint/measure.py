@@ -28,8 +28,8 @@ def quick_suite(
     return {
         "timer_step": timer_step(clock, 60 * _MS),
         "scheduling_gap": scheduling_gap(clock, 600 * _MS),
-        "copy_16mib": copy(clock, 700 * _MS),
-        "sha256_1mib": sha256(clock, 500 * _MS),
+        "copy_16mib": copy(clock, 1000 * _MS),
+        "sha256_256kib": sha256(clock, 500 * _MS),
         "loads_16kib": loads(clock, 300 * _MS, 16 << 10),
         "loads_64mib": loads(clock, 500 * _MS, 64 << 20),
         "tpm_command": tpm(clock, 1000 * _MS, tpm_command),
@@ -90,13 +90,13 @@ def copy(clock: Clock, budget: int) -> Reading:
         target[:] = source
 
     work()  # the first touches of a page are the kernel's time, not the memory's
-    return sketch(repeat(clock, budget, 256, work), "ns", least_n=33)
+    return sketch(repeat(clock, budget, 256, work), "ns", least_n=16)
 
 
 def sha256(clock: Clock, budget: int) -> Reading:
-    """Hashing 1 MiB."""
-    data = bytes(range(256)) * (MIB // 256)
-    return sketch(repeat(clock, budget, 512, lambda: hashlib.sha256(data).digest()), "ns", least_n=33)
+    """Hashing 256 KiB."""
+    data = bytes(range(256)) * 1024
+    return sketch(repeat(clock, budget, 1024, lambda: hashlib.sha256(data).digest()), "ns", least_n=33)
 
 
 def loads(clock: Clock, budget: int, size: int) -> Reading:

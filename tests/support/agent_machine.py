@@ -129,7 +129,7 @@ class RegistrarProcess:
         verbs = 2 if words[0] in ("trust", "release", "dc") else 1
         command = (*words[:verbs], "--dir", self.directory, *words[verbs:])
         return run(
-            [sys.executable, "-m", "nodeos", "registrar", *command],
+            [sys.executable, "-m", "nodeos", "registrar", *(str(word) for word in command)],
             what="set up the registrar",
             env=python_path(),
         )

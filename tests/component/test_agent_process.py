@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,6 +72,7 @@ class Node:
     tpm: SoftTpm
     registrar: RegistrarProcess
     tcti: str = ""
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @contextmanager
     def power(self, *, first: bool = True) -> Iterator[None]:
@@ -102,7 +104,7 @@ class Node:
             [sys.executable, "-m", "nodeos", "agent", "run", "--tcti", self.tcti, *options, *more],
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **python_path()},
+            env={**os.environ, **python_path(), **self.environment},
         )
         assert process.stderr is not None
         try:
@@ -129,23 +131,13 @@ class Node:
         self.registrar.operator.approve(machine, seen["evidence"])
 
 
-@pytest.fixture(scope="module")
-def provisioned(tmp_path_factory: pytest.TempPathFactory) -> tuple[ManufacturerCa, SoftTpm]:
-    directory = tmp_path_factory.mktemp("maker")
-    maker = ManufacturerCa.create(directory / "ca")
-    tpm = SoftTpm(directory / "tpm")
-    tpm.provision(maker)
-    return maker, tpm
-
-
 @pytest.fixture
-def node(tmp_path: Path, provisioned: tuple[ManufacturerCa, SoftTpm]) -> Node:
-    maker, tpm = provisioned
+def node(tmp_path: Path, manufacturer_ca: ManufacturerCa, soft_tpm: SoftTpm) -> Node:
     key = tmp_path / "key.pem"
     key.write_bytes(evidence.site_key_pem())
-    registrar = RegistrarProcess.make(tmp_path / "registrar", maker.roots, key)
+    registrar = RegistrarProcess.make(tmp_path / "registrar", manufacturer_ca.roots, key)
     config, site = make_node(tmp_path, registrar.url, registrar.ca)
-    return Node(config, site, tpm.copy(tmp_path / "tpm"), registrar)
+    return Node(config, site, soft_tpm, registrar)
 
 
 def test_from_nothing_to_a_node_and_the_next_boot(node: Node) -> None:
@@ -166,18 +158,33 @@ def test_from_nothing_to_a_node_and_the_next_boot(node: Node) -> None:
             assert agent.end() == 0
             assert "stopped" in agent.words
         # A restart of the service in the same boot, while the registrar is away.
-        with node.agent() as agent:
-            agent.until("the replica runs on the record of")
+        with node.agent() as again:
+            again.until("the replica runs on the record of")
             with node.registrar.serve():
-                agent.until("attested as the node")
-            assert agent.end() == 0
-    with node.power(first=False), node.registrar.serve(), node.agent("--period", "1") as agent:
-        agent.until(f"inducted in an earlier boot as {record.node_id}")
-        agent.until("attested as the node")
-        agent.until("attested as the node")
+                again.until("attested as the node")
+            assert again.end() == 0
+    with node.power(first=False), node.registrar.serve(), node.agent("--period", "1") as booted:
+        booted.until(f"inducted in an earlier boot as {record.node_id}")
+        booted.until("attested as the node")
+        booted.until("attested as the node")
         assert node.record == record
         assert len(node.registrar.operator.node(str(record.node_id))["attestation"]["history"]) >= 3
-        assert agent.end() == 0
+        assert booted.end() == 0
+
+
+def test_systemd_learns_of_the_first_attestation(node: Node) -> None:
+    path = node.config.state.parent / "notify"
+    node.environment["NOTIFY_SOCKET"] = str(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(path))
+        systemd.settimeout(60)
+        with node.power(), node.registrar.serve(), node.agent() as agent:
+            said: list[bytes] = []
+            while not said or said[-1] != b"READY=1":
+                said.append(systemd.recv(4096))
+            assert all(word.startswith(b"STATUS=") for word in said[:-1])
+            assert b"the evidence was accepted" in said[-2]
+            assert agent.end() == 0
 
 
 def test_a_kill_at_any_point_leaves_one_identity(node: Node) -> None:
