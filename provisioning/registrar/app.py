@@ -30,6 +30,7 @@ from provisioning.registrar.store import BusyError
 T = TypeVar("T")
 BODY_LIMIT = 1 << 20
 OPERATOR_BODY_LIMIT = 1 << 14
+DROPPED = 1 << 24
 THREADS = 4
 # Beyond this many waiting calls the answer is "busy": a queue that only grows helps nobody.
 WAITING = 128
@@ -65,17 +66,23 @@ class Pool:
 
 
 async def read_body(request: Request, limit: int, seconds: float) -> bytes:
-    """The whole body. Raises TooLargeError or SlowError."""
+    """The whole body. Raises TooLargeError or SlowError.
+
+    Some of what is too much is read and dropped: a sender that is cut off while it sends never sees why.
+    """
     parts, size = [], 0
     try:
         async with asyncio.timeout(seconds):
             async for part in request.stream():
                 size += len(part)
-                if size > limit:
-                    raise TooLargeError(f"the body is larger than {limit} bytes")
-                parts.append(part)
+                if size > DROPPED:
+                    break
+                if size <= limit:
+                    parts.append(part)
     except TimeoutError as error:
         raise SlowError(f"the body did not arrive within {seconds:.0f} s") from error
+    if size > limit:
+        raise TooLargeError(f"the body is larger than {limit} bytes")
     return b"".join(parts)
 
 

@@ -182,6 +182,8 @@ def parse_spki(spki: bytes) -> PublicKey:
             if len(numbers) != 2:
                 raise ParseError(f"{what}: wrong form of an RSA key")
             modulus, exponent = (integer(number, what) for number in numbers)
+            if modulus <= 0 or exponent <= 0:
+                raise ParseError(f"{what}: an RSA key with a negative number")
             return rsa.RSAPublicNumbers(exponent, modulus).public_key()
         key = load_der_public_key(spki)
     except (ValueError, UnsupportedAlgorithm) as error:

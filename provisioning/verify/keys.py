@@ -47,7 +47,7 @@ def check_endorsement_key(ek: Public) -> tuple[Finding, ...]:
     shape = (ek.kind, ek.rsa_bits or ek.curve, ek.name_alg, ek.symmetric_bits, ek.policy, user)
     found = []
     attributes = _COMMON | (Attribute.USER_WITH_AUTH if user else Attribute(0))
-    if shape not in _TEMPLATES or ek.attributes != attributes or ek.scheme or ek.exponent != 65537:
+    if shape not in _TEMPLATES or ek.attributes != attributes or ek.scheme or ek.exponent not in (0, 65537):
         found.append(
             finding(
                 "ek.template",

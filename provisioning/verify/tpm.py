@@ -74,7 +74,8 @@ def digest(alg: int, data: bytes) -> bytes:
 class Public:
     """A TPMT_PUBLIC. ``raw`` is what was parsed; ``scheme`` is (signature algorithm, hash) or None.
 
-    ``symmetric_bits`` is 0 where there is no symmetric algorithm. ``rsa_bits`` is 0 for an ECC key.
+    ``symmetric_bits`` is 0 where there is no symmetric algorithm. ``rsa_bits`` and ``exponent`` are 0
+    for an ECC key, ``curve`` for an RSA key.
     """
 
     raw: bytes

@@ -160,10 +160,14 @@ def issuing() -> Authority:
     return Authority.make("Synthetic TPM Issuing", root(), path_length=0)
 
 
-@cache
+_RSA_KEYS: dict[int, rsa.RSAPrivateKey] = {}
+
+
 def rsa_key(number: int = 0) -> rsa.RSAPrivateKey:
     """An RSA-2048 key for each number."""
-    return rsa.generate_private_key(65537, 2048)
+    if number not in _RSA_KEYS:
+        _RSA_KEYS[number] = rsa.generate_private_key(65537, 2048)
+    return _RSA_KEYS[number]
 
 
 def rsa_public(key: rsa.RSAPublicKey, *, attributes: int = EK_ATTRIBUTES, policy: bytes = POLICY_A) -> bytes:
@@ -490,6 +494,7 @@ class Machine:
         secret: bytes,
         statement: bytes | None = None,
         pcrs: dict[int, bytes] | None = None,
+        signer: ec.EllipticCurvePrivateKey | None = None,
     ) -> Evidence:
         """Evidence for one challenge."""
         stated = self.statement().to_bytes() if statement is None else statement
@@ -501,7 +506,7 @@ class Machine:
             statement=stated,
             secret_proof=secret_proof(secret, qualifying),
             quote=quote,
-            signature=sign_quote(self.ak, quote),
+            signature=sign_quote(signer or self.ak, quote),
             pcrs=values,
             firmware_log=firmware_log(),
             userspace_log=userspace_log([(11, phase) for phase in PHASES]),
