@@ -187,6 +187,11 @@ class Engine:
             self.tick()
 
 
+def _last_line(text: str) -> str:
+    """wasmtime puts a backtrace before the cause."""
+    return text.strip().splitlines()[-1].strip()
+
+
 class Instance:
     """One instance for one message. Not shared between threads."""
 
@@ -212,20 +217,22 @@ class Instance:
             failure = _thread.failure
         finally:
             _thread.context, _thread.failure = None, None
-        if error:
-            raise WasmTrapError(str(wasmtime.WasmtimeError._from_ptr(error)))
-        if not trap:
-            return
-        reason = wasmtime.Trap._from_ptr(trap)
+        # Both are wrapped at once, so that both are freed.
+        fault = wasmtime.WasmtimeError._from_ptr(error) if error else None
+        reason = wasmtime.Trap._from_ptr(trap) if trap else None
         if failure is not None:
             raise failure
+        if fault is not None:
+            raise WasmTrapError(_last_line(str(fault)))
+        if reason is None:
+            return
         match reason.trap_code:
             case wasmtime.TrapCode.OUT_OF_FUEL:
                 raise OutOfFuelError
             case wasmtime.TrapCode.INTERRUPT:
                 raise InterruptedCallError
             case _:
-                raise WasmTrapError(reason.message.strip().splitlines()[-1].strip())
+                raise WasmTrapError(_last_line(reason.message))
 
     def charge(self, units: int) -> None:
         """Take fuel for work that the host does. Raises OutOfFuelError."""
