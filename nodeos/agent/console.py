@@ -73,7 +73,10 @@ class Console:
     def _record(self, step: str, message: str) -> None:
         # The file comes first: whoever follows the words finds it up to date.
         status = {**self._facts, "version": 1, "step": step, "message": message, "at": int(time.time())}
-        write_atomic(self._status, json.dumps(status, indent=2, sort_keys=True).encode() + b"\n")
+        try:
+            write_atomic(self._status, json.dumps(status, indent=2, sort_keys=True).encode() + b"\n")
+        except OSError as error:  # a status that can't be shown must not end what it tells of
+            print(f"nodeos: {self._status}: {error.strerror}", file=sys.stderr)  # noqa: T201
         notify(f"STATUS={step}: {message.splitlines()[0]}")
         self._write_device(f"nodeos: {step}: {message}\n")
 

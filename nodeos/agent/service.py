@@ -3,6 +3,7 @@ to stop. What this machine can't mend by waiting ends the agent; what others may
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -40,12 +41,25 @@ class Parts:
 def run_agent(config: Config, parts: Parts, console: Console, stop: Stop) -> None:
     """Runs until StopRequested comes. Raises NodeosError for what needs a person at this machine."""
     try:
-        with only_agent(config.state):
+        with told_system_errors(), only_agent(config.state):
             enrolment = prepare(config, parts, console, stop)
             enrolment.keep_attested(config.period)
     except NodeosError as error:
         console.failed(error)
         raise
+
+
+@contextmanager
+def told_system_errors() -> Iterator[None]:
+    """What the kernel refuses (a full or a read-only partition, most often) as an error with a hint."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise NodeosError(
+            f"{error.filename or 'the system'}: {error.strerror}",
+            hint="the partition is full: see what fills it" if full else "see the journal of the kernel",
+        ) from error
 
 
 def prepare(config: Config, parts: Parts, console: Console, stop: Stop) -> Enrolment:

@@ -105,11 +105,11 @@ def apply_network(network: Network, directory: Path, reload: Callable[[], None])
 
 
 def reload_networkd() -> None:
-    """Have systemd-networkd read its files again."""
+    """Have systemd-networkd read its files again, if it runs. systemctl needs no message bus for that."""
     from nodeos.core.run import run
 
     run(
-        ["networkctl", "reload"],
+        ["systemctl", "try-reload-or-restart", "systemd-networkd.service"],
         what="reload the network's configuration",
         hint="see the journal of systemd-networkd",
     )

@@ -121,3 +121,13 @@ def test_the_handlers_are_put_back() -> None:
     with Stop():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_status_that_can_not_be_written_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    Console(status=tmp_path / "file" / "status.json", device=tmp_path / "absent").tell("a", "b")
+    err = capsys.readouterr().err
+    assert "status.json: " in err
+    assert "nodeos: a: b" in err

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -161,6 +163,22 @@ def test_two_agents_can_not_work_on_one_state(scene: Scene) -> None:
         run_agent(scene.config, scene.parts, scene.console, FakeStop())
     with only_agent(scene.config.state):
         pass
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"), [(errno.ENOSPC, "the partition is full"), (errno.EROFS, "journal of the kernel")]
+)
+def test_a_partition_that_takes_nothing_is_told(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, number: int, hint: str
+) -> None:
+    def refuse(directory: Path) -> None:
+        raise OSError(number, os.strerror(number), str(directory))
+
+    monkeypatch.setattr("nodeos.agent.identity.load_or_make", refuse)
+    with pytest.raises(NodeosError, match=os.strerror(number)) as caught:
+        run_agent(scene.config, scene.parts, scene.console, FakeStop())
+    assert hint in (caught.value.hint or "")
+    assert scene.console.status["step"] == "failed"
 
 
 def test_the_volume_report_is_passed_on(scene: Scene) -> None:
