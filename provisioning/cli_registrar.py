@@ -1,0 +1,318 @@
+"""``nodeos registrar``: makes, fills and runs the enrolment service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nodeos.cli import emit
+
+_directory = click.option(
+    "--dir",
+    "directory",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The registrar's directory.",
+)
+_file = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group()
+def commands() -> None:
+    """The enrolment service."""
+
+
+@commands.command()
+@_directory
+@click.option("--name", "names", required=True, multiple=True, help="A host name or address that nodes use.")
+@click.pass_context
+def init(ctx: click.Context, directory: Path, names: tuple[str, ...]) -> None:
+    """Make a registrar: certificate authority, TLS certificate, database, settings."""
+    from provisioning.registrar.directory import Directory
+
+    made = Directory(directory)
+    made.make(names)
+    emit(
+        ctx,
+        {"directory": str(directory), "ca": str(made.ca), "names": list(names)},
+        f"made {directory}; nodes and operators pin {made.ca}",
+    )
+
+
+@commands.command()
+@_directory
+@click.option("--name", "names", required=True, multiple=True, help="A host name or address that nodes use.")
+@click.pass_context
+def renew(ctx: click.Context, directory: Path, names: tuple[str, ...]) -> None:
+    """Make a new TLS certificate from the same authority. Restart the server afterwards."""
+    from provisioning.registrar.directory import Directory
+
+    made = Directory(directory)
+    made.settings()
+    made.issue(names)
+    emit(ctx, {"tls": str(made.tls), "names": list(names)}, f"made {made.tls}; restart the server")
+
+
+@commands.command()
+@_directory
+@click.option("--listen", default="127.0.0.1:8443", show_default=True, help="HOST:PORT; [::] for IPv6.")
+def serve(directory: Path, listen: str) -> None:
+    """Run the service until SIGTERM. Says "listening" on standard error when it is ready."""
+    import logging
+
+    from provisioning.registrar import server
+    from provisioning.registrar.app import make_app
+    from provisioning.registrar.directory import Directory
+    from provisioning.registrar.service import Service
+
+    host, port = _address(listen)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    here = Directory(directory)
+    settings = here.settings()
+    opened = server.listen(host, port)
+    at = opened.getsockname()
+
+    def ready() -> None:
+        click.echo(f"listening on {at[0]} port {at[1]}", err=True)
+
+    try:
+        app = make_app(Service(here.open(), settings))
+        server.serve(app, opened, certificate=here.tls, key=here.tls_key, ready=ready)
+    finally:
+        opened.close()
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise click.BadParameter(f"{text!r} is not HOST:PORT", param_hint="--listen")
+    return host.strip("[]"), int(port)
+
+
+@commands.group()
+def trust() -> None:
+    """The TPM manufacturers whose endorsement certificates are accepted."""
+
+
+@trust.command("add")
+@_directory
+@click.option("--pin-all", is_flag=True, help="Pin the intermediates too, as if they were roots.")
+@click.argument("file", type=_file)
+@click.pass_context
+def trust_add(ctx: click.Context, directory: Path, pin_all: bool, file: Path) -> None:
+    """Pin the root certificates of a PEM file.
+
+    Certificates that are not self-issued are kept to find paths to a pinned root; alone they are not trusted.
+    """
+    from contextlib import closing
+
+    from provisioning.registrar import admin
+    from provisioning.registrar.directory import Directory
+
+    with closing(Directory(directory).open()) as store:
+        added = admin.add_trust(store, file, pin_all=pin_all)
+    emit(
+        ctx,
+        [
+            {"sha256": a.row.sha256, "kind": a.row.kind, "subject": a.certificate.subject_text, "new": a.new}
+            for a in added
+        ],
+        "\n".join(
+            f"{a.row.kind:12}  {a.certificate.subject_text}" + ("" if a.new else "  (was there)")
+            for a in added
+        ),
+    )
+    if not any(a.row.kind == "root" for a in added):
+        click.echo("no root among them: nothing is trusted that was not before (see --pin-all)", err=True)
+
+
+@trust.command("list")
+@_directory
+@click.pass_context
+def trust_list(ctx: click.Context, directory: Path) -> None:
+    """List pinned roots and known intermediates."""
+    from contextlib import closing
+
+    from provisioning.registrar.directory import Directory
+    from provisioning.verify.der import parse_certificate
+
+    with closing(Directory(directory).open()) as store, store.read() as tx:
+        rows = [(row, parse_certificate(row.der).subject_text) for row in tx.trust()]
+    emit(
+        ctx,
+        [{"sha256": r.sha256, "kind": r.kind, "subject": name, "added_at": r.added_at} for r, name in rows],
+        "\n".join(f"{r.kind:12}  {r.sha256[:16]}  {name}" for r, name in rows) or "nothing is trusted yet",
+    )
+
+
+@commands.group()
+def release() -> None:
+    """The releases that machines may run."""
+
+
+@release.command("add")
+@_directory
+@click.option("--allow-debug", is_flag=True, help="Accept a debug image, which has a shell.")
+@click.argument("file", type=_file)
+@click.pass_context
+def release_add(ctx: click.Context, directory: Path, allow_debug: bool, file: Path) -> None:
+    """Accept machines that run the release of this manifest (release.json of the build)."""
+    from contextlib import closing
+
+    from provisioning.registrar import admin
+    from provisioning.registrar.directory import Directory
+
+    with closing(Directory(directory).open()) as store:
+        added = admin.add_release(store, file, allow_debug=allow_debug)
+    emit(ctx, {"release": added.version, "variant": added.variant}, f"accepted: {added.version}")
+
+
+@release.command("withdraw")
+@_directory
+@click.argument("version")
+@click.pass_context
+def release_withdraw(ctx: click.Context, directory: Path, version: str) -> None:
+    """Accept no more attestations of this release."""
+    from contextlib import closing
+
+    from provisioning.registrar import admin
+    from provisioning.registrar.directory import Directory
+
+    with closing(Directory(directory).open()) as store:
+        admin.withdraw_release(store, version)
+    emit(ctx, {"release": version, "withdrawn": True}, f"withdrawn: {version}")
+
+
+@release.command("list")
+@_directory
+@click.pass_context
+def release_list(ctx: click.Context, directory: Path) -> None:
+    """List accepted and withdrawn releases."""
+    from contextlib import closing
+
+    from nodeos.core.release import Release
+    from provisioning.registrar.directory import Directory
+
+    with closing(Directory(directory).open()) as store, store.read() as tx:
+        rows = [(row, Release.parse(row.document)) for row in tx.releases()]
+    emit(
+        ctx,
+        [
+            {
+                "release": r.version,
+                "variant": r.variant,
+                "root_hash": r.root_hash.hex(),
+                "added_at": row.added_at,
+                "withdrawn_at": row.withdrawn_at,
+            }
+            for row, r in rows
+        ],
+        "\n".join(
+            f"{r.version}  {r.variant}  root {r.root_hash.hex()[:16]}"
+            + ("  withdrawn" if row.withdrawn_at else "")
+            for row, r in rows
+        )
+        or "no release is accepted yet",
+    )
+
+
+@commands.group()
+def dc() -> None:
+    """The data centres whose machines may ask."""
+
+
+@dc.command("add")
+@_directory
+@click.option("--dc", "name", required=True, help="The data centre's id, as in the site configuration.")
+@click.option("--operator-key", required=True, type=_file, help="Public key (PEM, DER) or identity file.")
+@click.option("--profile", required=True, type=click.Choice(["dev", "gen1"]), help="What machines must have.")
+@click.option("--reward-type", required=True, help="The node reward type of its machines, such as type1.")
+@click.option("--site-key", required=True, type=_file, help="Ed25519 key that signs its site configuration.")
+@click.pass_context
+def dc_add(  # noqa: PLR0917
+    ctx: click.Context,
+    directory: Path,
+    name: str,
+    operator_key: Path,
+    profile: str,
+    reward_type: str,
+    site_key: Path,
+) -> None:
+    """Let machines of a data centre ask, and let its operator decide."""
+    from contextlib import closing
+
+    from provisioning.registrar import admin
+    from provisioning.registrar.directory import Directory
+    from provisioning.registrar.rows import CenterRow
+    from provisioning.registrar.service import now
+
+    key = admin.read_operator_key(operator_key)
+    row = CenterRow(
+        name=name,
+        operator=str(admin.operator_principal(key)),
+        operator_key=key,
+        profile=profile,
+        node_reward_type=reward_type,
+        site_key=admin.read_site_key(site_key),
+        added_at=now(),
+    )
+    with closing(Directory(directory).open()) as store:
+        admin.add_center(store, row)
+    emit(ctx, {"data_center": name, "operator": row.operator}, f"{name}: operator {row.operator}")
+
+
+@dc.command("list")
+@_directory
+@click.pass_context
+def dc_list(ctx: click.Context, directory: Path) -> None:
+    """List data centres with their operators."""
+    from contextlib import closing
+
+    from provisioning.registrar.directory import Directory
+
+    with closing(Directory(directory).open()) as store, store.read() as tx:
+        rows = tx.centers()
+    emit(
+        ctx,
+        [
+            {
+                "data_center": row.name,
+                "operator": row.operator,
+                "profile": row.profile,
+                "node_reward_type": row.node_reward_type,
+            }
+            for row in rows
+        ],
+        "\n".join(f"{row.name}  {row.profile}  {row.node_reward_type}  {row.operator}" for row in rows)
+        or "no data centre is known yet",
+    )
+
+
+@commands.command()
+@_directory
+@click.option("--machine", help="Only this machine's.")
+@click.option(
+    "--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="Newest so many."
+)
+@click.pass_context
+def audit(ctx: click.Context, directory: Path, machine: str | None, limit: int) -> None:
+    """Show the audit trail, newest first."""
+    from contextlib import closing
+    from dataclasses import asdict
+    from datetime import UTC, datetime
+
+    from provisioning.registrar.directory import Directory
+
+    with closing(Directory(directory).open()) as store, store.read() as tx:
+        rows = tx.audit(machine, limit)
+    emit(
+        ctx,
+        [asdict(row) for row in rows],
+        "\n".join(
+            f"{datetime.fromtimestamp(row.at, UTC):%Y-%m-%d %H:%M:%S}  {row.event:18}  "
+            f"{row.before or '-'} -> {row.after or '-'}  {(row.machine or '')[:16]}  {row.actor}"
+            for row in rows
+        )
+        or "nothing has happened yet",
+    )

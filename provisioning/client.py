@@ -1,0 +1,65 @@
+"""The operator's side of the registrar's interface."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from hsm.signer import Signer
+from nodeos.core.errors import NodeosError
+from nodeos.core.http import Client
+from nodeos.core.wire import canonical_json
+from provisioning import operator_auth
+
+
+class OperatorClient:
+    """Signs every request anew. Methods raise what ``nodeos.core.http.Client.request`` raises."""
+
+    def __init__(self, client: Client, signer: Signer) -> None:
+        self._client = client
+        self._signer = signer
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        data = b"" if body is None else canonical_json(body)
+        headers = operator_auth.sign(self._signer, method, path, data, int(time.time()))
+        answer = self._client.request(method, path, data or None, headers)
+        try:
+            value = json.loads(answer)
+        except ValueError as error:
+            raise NodeosError(f"{self._client.url}{path}: the answer is not JSON") from error
+        if not isinstance(value, dict):
+            raise NodeosError(f"{self._client.url}{path}: the answer is not an object")
+        return value
+
+    def _pages(self, path: str, key: str, query: dict[str, str]) -> Iterator[dict[str, Any]]:
+        after: str | None = ""
+        while after is not None:
+            wanted = {**query, **({"after": after} if after else {})}
+            page = self._call("GET", path + (f"?{urlencode(wanted)}" if wanted else ""))
+            yield from page[key]
+            after = page["next"]
+
+    def enrolments(self, state: str | None = None) -> list[dict[str, Any]]:
+        query = {"state": state} if state else {}
+        return list(self._pages("/v1/operator/enrolments", "enrolments", query))
+
+    def enrolment(self, machine: str) -> dict[str, Any]:
+        return self._call("GET", f"/v1/operator/enrolments/{quote(machine, safe='')}")
+
+    def approve(self, machine: str, evidence: str) -> dict[str, Any]:
+        """``evidence`` is the digest that the operator saw."""
+        path = f"/v1/operator/enrolments/{quote(machine, safe='')}/approve"
+        return self._call("POST", path, {"evidence": evidence})
+
+    def reject(self, machine: str, reason: str) -> dict[str, Any]:
+        path = f"/v1/operator/enrolments/{quote(machine, safe='')}/reject"
+        return self._call("POST", path, {"reason": reason})
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return list(self._pages("/v1/operator/nodes", "nodes", {}))
+
+    def node(self, name: str) -> dict[str, Any]:
+        return self._call("GET", f"/v1/operator/nodes/{quote(name, safe='')}")

@@ -1,0 +1,117 @@
+"""How an operator's requests are signed and checked. Shared by the command line and the registrar.
+
+The signature is over a domain, then the canonical JSON of method, path with query, SHA-256 of the body,
+timestamp and nonce. It travels in four headers.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from hsm.signer import Signer
+from nodeos.core.errors import Finding, RefusedError
+from nodeos.core.principal import Principal
+from nodeos.core.wire import ParseError, b64, canonical_json
+
+DOMAIN = b"nodeos-operator-v1\x00"
+KEY, TIMESTAMP, NONCE, SIGNATURE = (
+    "nodeos-operator-key",
+    "nodeos-operator-timestamp",
+    "nodeos-operator-nonce",
+    "nodeos-operator-signature",
+)
+WINDOW_SECONDS = 300
+NONCE_HEX = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who signed a request, and the headers that prove it later."""
+
+    principal: Principal
+    public_key: bytes
+    timestamp: int
+    nonce: str
+    signature: bytes
+
+
+def _message(method: str, path: str, body: bytes, timestamp: int, nonce: str) -> bytes:
+    signed = {
+        "method": method,
+        "path": path,
+        "body": hashlib.sha256(body).hexdigest(),
+        "timestamp": timestamp,
+        "nonce": nonce,
+    }
+    return DOMAIN + canonical_json(signed)
+
+
+def sign(signer: Signer, method: str, path: str, body: bytes, at: int) -> dict[str, str]:
+    """The headers of one request; ``at`` is the time in seconds since 1970."""
+    nonce = secrets.token_hex(NONCE_HEX // 2)
+    return {
+        KEY: b64(signer.public_key),
+        TIMESTAMP: str(at),
+        NONCE: nonce,
+        SIGNATURE: b64(signer.sign(_message(method, path, body, at, nonce))),
+    }
+
+
+def verify(headers: Mapping[str, str], method: str, path: str, body: bytes, at: int) -> Caller:
+    """Who signed. The nonce still has to be used up. Raises RefusedError."""
+    try:
+        key = base64.b64decode(headers.get(KEY, ""), validate=True)
+        signature = base64.b64decode(headers.get(SIGNATURE, ""), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _refused("operator.headers", "a header is not base64") from error
+    stamp, nonce = headers.get(TIMESTAMP, ""), headers.get(NONCE, "")
+    if not (key and stamp.isascii() and stamp.isdigit() and len(stamp) <= 12) or not _is_nonce(nonce):
+        raise _refused("operator.headers", "key, timestamp, nonce or signature is missing or malformed")
+    timestamp = int(stamp)
+    try:
+        _check(key, signature, _message(method, path, body, timestamp, nonce))
+    except (InvalidSignature, ParseError, ValueError, UnsupportedAlgorithm) as error:
+        raise _refused("operator.signature", "the signature does not fit key and request") from error
+    if abs(at - timestamp) > WINDOW_SECONDS:
+        words = f"signed at {timestamp}, it is {at} here; at most {WINDOW_SECONDS} s apart are allowed"
+        raise _refused("operator.time", words, hint="set this computer's clock")
+    return Caller(
+        principal=Principal.self_authenticating(key),
+        public_key=key,
+        timestamp=timestamp,
+        nonce=nonce,
+        signature=signature,
+    )
+
+
+def _is_nonce(text: str) -> bool:
+    return len(text) == NONCE_HEX and all(letter in "0123456789abcdef" for letter in text)
+
+
+def _check(key: bytes, signature: bytes, message: bytes) -> None:
+    """Ed25519, or ECDSA with SHA-256 on P-256 or secp256k1, r and s as 64 bytes."""
+    public = load_der_public_key(key)
+    if len(signature) != 64:
+        raise ParseError("operator signature: not 64 bytes")
+    if isinstance(public, ed25519.Ed25519PublicKey):
+        public.verify(signature, message)
+    elif isinstance(public, ec.EllipticCurvePublicKey) and public.curve.name in ("secp256r1", "secp256k1"):
+        r, s = (int.from_bytes(half, "big") for half in (signature[:32], signature[32:]))
+        public.verify(encode_dss_signature(r, s), message, ec.ECDSA(hashes.SHA256()))
+    else:
+        raise ParseError("operator key: not Ed25519, P-256 or secp256k1")
+
+
+def _refused(code: str, message: str, *, hint: str | None = None) -> RefusedError:
+    return RefusedError("the request is refused", (Finding(code=code, message=message),), hint=hint)

@@ -1,0 +1,1 @@
+"""The enrolment service: store, service logic, HTTP."""

@@ -1,0 +1,203 @@
+"""What the administrator of a registrar does: trust, releases, data centres. Works beside a server."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_der_public_key,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+
+from nodeos.core.errors import UsageError
+from nodeos.core.files import read_file
+from nodeos.core.principal import Principal
+from nodeos.core.release import Release, Variant
+from nodeos.core.wire import ParseError
+from provisioning.registrar.rows import AuditRow, CenterRow, ReleaseRow, TrustRow
+from provisioning.registrar.service import now
+from provisioning.registrar.store import Store, Transaction
+from provisioning.verify.chain import basic_constraints
+from provisioning.verify.der import Certificate, parse_certificate
+from provisioning.verify.profile import load_profile
+
+_BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Added:
+    """A certificate of a file: what it was taken as, and whether it is new."""
+
+    row: TrustRow
+    certificate: Certificate
+    new: bool
+
+
+def read_certificates(path: Path) -> list[Certificate]:
+    """Every certificate of a PEM file, over its original bytes. Raises UsageError or ParseError."""
+    text = read_file(path, "certificates").decode("ascii", errors="replace")
+    found = []
+    for index, part in enumerate(text.split(_BEGIN)[1:]):
+        body, end, _ = part.partition(_END)
+        try:
+            der = base64.b64decode("".join(body.split()), validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise ParseError(f"{path}: certificate {index}: not base64") from error
+        if not end:
+            raise ParseError(f"{path}: certificate {index} has no end")
+        found.append(parse_certificate(der, f"{path}: certificate {index}"))
+    if not found:
+        raise UsageError(f"{path}: no certificate in it", hint="give a PEM file")
+    return found
+
+
+def add_trust(store: Store, path: Path, *, pin_all: bool) -> list[Added]:
+    """Pin the self-issued authorities of a file; the others only help to find a path to a pinned one.
+
+    With ``pin_all`` every one of them is pinned. Raises UsageError for one that is no authority.
+    """
+    certificates = read_certificates(path)
+    at, added = now(), []
+    for certificate in certificates:
+        if not basic_constraints(certificate)[0]:
+            raise UsageError(
+                f"{path}: {certificate.subject_text} is no authority", hint="give the CA's certificates"
+            )
+        certificate.key()
+    with store.write() as tx:
+        for certificate in certificates:
+            kind = "root" if pin_all or certificate.self_issued else "intermediate"
+            digest = hashlib.sha256(certificate.der).hexdigest()
+            row = TrustRow(sha256=digest, kind=kind, der=certificate.der, added_at=at)
+            new = tx.add_trust(row)
+            added.append(Added(row=row, certificate=certificate, new=new))
+            if new:
+                _note(tx, "trust-added", {"sha256": digest, "kind": kind}, at)
+    return added
+
+
+def add_release(store: Store, path: Path, *, allow_debug: bool) -> Release:
+    """Accept machines of this release. Raises UsageError for a version that is there with other content."""
+    document = read_file(path, "release manifest")
+    release = Release.parse(document, str(path))
+    if release.variant is Variant.DEBUG and not allow_debug:
+        raise UsageError(
+            f"{path}: {release.version} is a debug image, which lets people in",
+            hint="for a test network, add it with --allow-debug",
+        )
+    at = now()
+    with store.write() as tx:
+        for old in tx.releases():
+            if old.version != release.version:
+                continue
+            if Release.parse(old.document) != release or old.withdrawn_at is not None:
+                raise UsageError(
+                    f"release {release.version} is there already, withdrawn or with other measurements",
+                    hint="give the new build a version of its own",
+                )
+            return release
+        tx.add_release(ReleaseRow(version=release.version, document=document, added_at=at))
+        digest = hashlib.sha256(document).hexdigest()
+        _note(tx, "release-added", {"version": release.version, "sha256": digest}, at)
+    return release
+
+
+def withdraw_release(store: Store, version: str) -> None:
+    """From now on no machine attests with this release. Raises UsageError for an unknown one."""
+    at = now()
+    with store.write() as tx:
+        if version not in [row.version for row in tx.releases()]:
+            raise UsageError(f"there is no release {version}", hint="see `nodeos registrar release list`")
+        tx.withdraw_release(version, at)
+        _note(tx, "release-withdrawn", {"version": version}, at)
+
+
+def add_center(store: Store, row: CenterRow) -> None:
+    """Raises UsageError if there is one of that name, or for a reward type that the profile lacks."""
+    profile = load_profile(row.profile)
+    if profile.reward_types and row.node_reward_type not in profile.reward_types:
+        raise UsageError(
+            f"machines of {row.profile} can't have the reward type {row.node_reward_type}",
+            hint=f"take one of: {', '.join(profile.reward_types)}",
+        )
+    with store.write() as tx:
+        if tx.center(row.name) is not None:
+            raise UsageError(f"the data centre {row.name} is there already", hint="take another --dc")
+        tx.add_center(row)
+        detail = {"data_center": row.name, "operator": row.operator, "profile": row.profile}
+        _note(tx, "data-center-added", detail, row.added_at)
+
+
+def _note(tx: Transaction, event: str, detail: dict[str, str], at: int) -> None:
+    tx.add_audit(
+        AuditRow(
+            at=at, actor="administrator", machine=None, event=event, before=None, after=None, detail=detail
+        )
+    )
+
+
+def read_operator_key(path: Path) -> bytes:
+    """An operator's public key in DER, from PEM, DER, or an identity file. Raises UsageError."""
+    data = read_file(path, "operator key", limit=1 << 16)
+    if data.lstrip().startswith(b"{"):
+        return _identity_key(data, path)
+    try:
+        key = load_pem_public_key(data) if data.lstrip().startswith(b"-----") else load_der_public_key(data)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise UsageError(
+            f"operator key {path}: no public key in PEM or DER, and no identity file",
+            hint="`nodeos operator init` makes an identity file",
+        ) from error
+    return _operator_der(key, path)
+
+
+def _identity_key(data: bytes, path: Path) -> bytes:
+    try:
+        identity = json.loads(data)
+        if identity.get("kind") == "file":
+            pem = read_file(path.parent / identity["key"], "operator key")
+            return _operator_der(load_pem_private_key(pem, None).public_key(), path)
+        return _operator_der(load_der_public_key(base64.b64decode(identity["public_key"])), path)
+    except (ValueError, KeyError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
+        raise UsageError(
+            f"operator key {path}: not an identity file with a public key",
+            hint="`nodeos operator init` makes one",
+        ) from error
+
+
+def _operator_der(key: object, path: Path) -> bytes:
+    """Checks the kind: what is accepted here must be what a request can be signed with."""
+    curves = ("secp256r1", "secp256k1")
+    if isinstance(key, ed25519.Ed25519PublicKey) or (
+        isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in curves
+    ):
+        return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    raise UsageError(f"operator key {path}: neither Ed25519, P-256 nor secp256k1")
+
+
+def read_site_key(path: Path) -> bytes:
+    """The raw 32 bytes of an Ed25519 public key in PEM or DER. Raises UsageError."""
+    data = read_file(path, "site key", limit=1 << 16)
+    try:
+        key = load_pem_public_key(data) if data.lstrip().startswith(b"-----") else load_der_public_key(data)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise UsageError(
+            f"site key {path}: no public key", hint="give site.pub.pem of the release"
+        ) from error
+    if not isinstance(key, ed25519.Ed25519PublicKey):
+        raise UsageError(f"site key {path}: not an Ed25519 key", hint="give the release's site.pub.pem")
+    return key.public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+
+def operator_principal(key: bytes) -> Principal:
+    return Principal.self_authenticating(key)

@@ -1,0 +1,95 @@
+"""The tables, as ordered migrations. Each runs once, in one transaction, and is recorded in that same one."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+
+from nodeos.core.errors import UsageError
+
+
+def _first(connection: sqlite3.Connection) -> None:
+    for statement in (
+        """CREATE TABLE trust (
+            sha256 TEXT PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('root', 'intermediate')),
+            der BLOB NOT NULL, added_at INTEGER NOT NULL)""",
+        """CREATE TABLE release (
+            version TEXT PRIMARY KEY, document BLOB NOT NULL, added_at INTEGER NOT NULL,
+            withdrawn_at INTEGER)""",
+        """CREATE TABLE data_center (
+            name TEXT PRIMARY KEY, operator TEXT NOT NULL, operator_key BLOB NOT NULL,
+            profile TEXT NOT NULL, node_reward_type TEXT NOT NULL, site_key BLOB NOT NULL,
+            added_at INTEGER NOT NULL)""",
+        """CREATE TABLE enrolment (
+            machine TEXT PRIMARY KEY, data_center TEXT NOT NULL REFERENCES data_center (name),
+            state TEXT NOT NULL, revision INTEGER NOT NULL, ek_key TEXT UNIQUE, tpm TEXT NOT NULL,
+            ak_public BLOB, evidence TEXT, findings TEXT NOT NULL,
+            first_at INTEGER NOT NULL, changed_at INTEGER NOT NULL)""",
+        "CREATE INDEX enrolment_by_data_center ON enrolment (data_center, machine)",
+        """CREATE TABLE session (
+            id TEXT PRIMARY KEY, machine TEXT NOT NULL REFERENCES enrolment (machine),
+            secret BLOB NOT NULL, nonce BLOB NOT NULL, request BLOB NOT NULL, expires_at INTEGER NOT NULL,
+            evidence TEXT, refused TEXT, counter INTEGER NOT NULL DEFAULT -1)""",
+        "CREATE INDEX session_by_machine ON session (machine)",
+        """CREATE TABLE evidence (
+            digest TEXT PRIMARY KEY, machine TEXT NOT NULL REFERENCES enrolment (machine),
+            at INTEGER NOT NULL, body BLOB NOT NULL)""",
+        "CREATE INDEX evidence_by_machine ON evidence (machine, at)",
+        """CREATE TABLE attestation (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, machine TEXT NOT NULL REFERENCES enrolment (machine),
+            at INTEGER NOT NULL, state TEXT NOT NULL CHECK (state IN ('passed', 'watch', 'failed')),
+            evidence TEXT NOT NULL, boot_id TEXT, release TEXT, clock INTEGER NOT NULL,
+            reset_count INTEGER NOT NULL, restart_count INTEGER NOT NULL, firmware_version TEXT NOT NULL,
+            pcrs TEXT NOT NULL, volume TEXT, verdicts TEXT NOT NULL)""",
+        "CREATE INDEX attestation_by_machine ON attestation (machine, id)",
+        """CREATE TABLE node (
+            node_id TEXT PRIMARY KEY, machine TEXT NOT NULL UNIQUE REFERENCES enrolment (machine),
+            data_center TEXT NOT NULL REFERENCES data_center (name),
+            signing TEXT NOT NULL UNIQUE, tls TEXT NOT NULL UNIQUE, committee TEXT NOT NULL UNIQUE,
+            record BLOB NOT NULL, ak_public BLOB NOT NULL, pcrs TEXT NOT NULL, luks_uuid TEXT NOT NULL,
+            boot_id TEXT NOT NULL, evidence TEXT NOT NULL)""",
+        """CREATE TABLE operator_nonce (
+            operator TEXT NOT NULL, nonce TEXT NOT NULL, expires_at INTEGER NOT NULL,
+            PRIMARY KEY (operator, nonce))""",
+        """CREATE TABLE audit (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, actor TEXT NOT NULL, machine TEXT,
+            event TEXT NOT NULL, before TEXT, after TEXT, detail TEXT NOT NULL)""",
+        "CREATE INDEX audit_by_machine ON audit (machine, id)",
+        # The audit trail only grows.
+        """CREATE TRIGGER audit_is_kept BEFORE DELETE ON audit
+            BEGIN SELECT RAISE (ABORT, 'audit rows are never deleted'); END""",
+        """CREATE TRIGGER audit_is_fixed BEFORE UPDATE ON audit
+            BEGIN SELECT RAISE (ABORT, 'audit rows are never changed'); END""",
+    ):
+        connection.execute(statement)
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first,)
+
+
+def migrate(connection: sqlite3.Connection) -> int:
+    """Bring the database up to date and return how many migrations ran.
+
+    Raises UsageError for a database of a later version of this program.
+    """
+    ran = 0
+    while True:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version > len(MIGRATIONS):
+                raise UsageError(
+                    f"the database has version {version}, this program knows {len(MIGRATIONS)}",
+                    hint="update nodeos on this machine",
+                )
+            if version == len(MIGRATIONS):
+                connection.execute("COMMIT")
+                return ran
+            MIGRATIONS[version](connection)
+            connection.execute(f"PRAGMA user_version = {version + 1}")
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        ran += 1

@@ -1,0 +1,100 @@
+"""Runs the application on uvicorn with TLS until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from nodeos.core.errors import UsageError
+
+# From the opening of a connection to the end of the first request's headers.
+HEADER_SECONDS = 15
+GRACE_SECONDS = 10
+
+
+class PatientlessProtocol(H11Protocol):
+    """Closes a connection that has sent no whole request head in time, so that idle ones don't pile up."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._deadline = self.loop.call_later(HEADER_SECONDS, self._expire)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def _expire(self) -> None:
+        if self.cycle is None:
+            self.transport.abort()
+
+
+class RegistrarServer(uvicorn.Server):
+    """Says when it listens, and ends with exit code 0 when it is told to end."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own raises the signal again once it has ended, which would be exit code -15."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """An open socket. Raises UsageError if the address can't be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        raise UsageError(
+            f"can't listen on {host} port {port}: {error.strerror}", hint="name another --listen"
+        ) from error
+
+
+def serve(
+    app: Starlette, opened: socket.socket, *, certificate: Path, key: Path, ready: Callable[[], None]
+) -> None:
+    """Serve until a signal comes; requests that are under way are finished."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    config = uvicorn.Config(
+        app,
+        http=PatientlessProtocol,
+        ws="none",
+        loop="asyncio",
+        ssl_certfile=str(certificate),
+        ssl_keyfile=str(key),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        backlog=512,
+    )
+    server = RegistrarServer(config, ready)
+    try:
+        server.run(sockets=[opened])
+    finally:
+        opened.close()

@@ -1,0 +1,1 @@
+"""The verifier: pure functions over bytes. No input or output, no clock, no TPM library."""

@@ -1,0 +1,162 @@
+"""Do the PCRs show our release, in this site's configuration, on the same firmware and volume as before?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from nodeos.core.errors import Finding
+from nodeos.core.protocol import NodeKeys, StateVolume
+from nodeos.core.release import BootPhase, Release
+from nodeos.core.site import PCR as SITE_PCR
+from provisioning.verify.findings import Verdict, finding, verdict
+
+FIRMWARE_PCRS = (0, 1, 2, 3, 5)
+ZERO_PCRS = (13, 14)
+VOLUME_PCR = 15
+_ZERO = bytes(32)
+_WORDS = {
+    4: "the boot loader and kernel image",
+    7: "Secure Boot and its keys",
+    11: "the kernel image and the boot phase",
+    12: "the site configuration and the kernel command line",
+    13: "system extensions, which this image does not have",
+    14: "shim's keys, which this image does not use",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolled:
+    """What an inducted machine showed when the operator approved it."""
+
+    ak_public: bytes
+    keys: NodeKeys
+    pcrs: Mapping[int, bytes]
+    luks_uuid: str
+    boot_id: str
+
+
+def check_release(
+    pcrs: Mapping[int, bytes], claimed: str, releases: Mapping[str, Release]
+) -> tuple[Verdict, Release | None]:
+    """PCRs 4, 7 and 11 must be those of the release that the node says it runs."""
+    release = releases.get(claimed)
+    if release is None:
+        known = ", ".join(sorted(releases)) or "none"
+        refused = [finding("release.unknown", f"found {claimed!r}, known to this registrar: {known}")]
+        return verdict("release", refused), None
+    expected = {4: release.pcrs[4], 7: release.pcrs[7], 11: release.pcr11[BootPhase.READY]}
+    refused = [
+        _differs(index, pcrs[index], value) for index, value in expected.items() if pcrs[index] != value
+    ]
+    phase = next((p for p, value in release.pcr11.items() if value == pcrs[11]), None)
+    if phase is not None and phase is not BootPhase.READY:
+        refused.append(
+            finding(
+                "release.phase", f"the boot stands at {phase}; a node attests once it is {BootPhase.READY}"
+            )
+        )
+    return verdict("release", refused), release
+
+
+def check_site(pcrs: Mapping[int, bytes], site_document: bytes) -> Verdict:
+    """PCR 12 holds the site document and nothing else; PCRs 13 and 14 were never extended."""
+    site = hashlib.sha256(_ZERO + hashlib.sha256(site_document).digest()).digest()
+    expected = {SITE_PCR: site, **dict.fromkeys(ZERO_PCRS, _ZERO)}
+    return verdict(
+        "site",
+        [_differs(index, pcrs[index], value) for index, value in expected.items() if pcrs[index] != value],
+    )
+
+
+def _differs(index: int, found: bytes, expected: bytes) -> Finding:
+    return finding(f"pcr.{index}", f"{_WORDS[index]}: found {found.hex()}, expected {expected.hex()}")
+
+
+def check_firmware(pcrs: Mapping[int, bytes], enrolled: Enrolled | None) -> Verdict:
+    """PCRs 0-3 and 5 as at enrolment, else a person should look: a firmware update changes them too."""
+    watch = [
+        finding(
+            f"pcr.{index}",
+            f"the firmware or its settings changed since enrolment: found {pcrs[index].hex()}, "
+            f"was {enrolled.pcrs[index].hex()}",
+        )
+        for index in FIRMWARE_PCRS
+        if enrolled is not None and pcrs[index] != enrolled.pcrs[index]
+    ]
+    return verdict("firmware", (), watch)
+
+
+def check_volume(
+    volume: StateVolume, boot_id: str, pcrs: Mapping[int, bytes], enrolled: Enrolled | None
+) -> Verdict:
+    """The state partition is sealed to signed PCR 11 and to PCR 7, and is the one that was enrolled."""
+    refused, watch = [], []
+    if 11 not in volume.signed_pcrs:
+        refused.append(
+            finding(
+                "volume.signed_pcrs", f"found {list(volume.signed_pcrs)}, needed a signed policy on PCR 11"
+            )
+        )
+    if 7 not in volume.literal_pcrs:
+        refused.append(finding("volume.literal_pcrs", f"found {list(volume.literal_pcrs)}, needed PCR 7"))
+    if pcrs[VOLUME_PCR] == _ZERO:
+        refused.append(finding("volume.unmeasured", "PCR 15 is zero: the volume's key was not measured"))
+    if enrolled is None:
+        if not volume.made_this_boot:
+            watch.append(finding("volume.not_new", "the volume was made in an earlier boot, unseen"))
+        return verdict("volume", refused, watch)
+    if volume.made_this_boot and boot_id != enrolled.boot_id:
+        refused.append(finding("volume.remade", "the volume was made anew after this machine was enrolled"))
+    if volume.luks_uuid != enrolled.luks_uuid:
+        refused.append(
+            finding("volume.luks_uuid", f"found {volume.luks_uuid}, enrolled was {enrolled.luks_uuid}")
+        )
+    if pcrs[VOLUME_PCR] != enrolled.pcrs[VOLUME_PCR]:
+        refused.append(
+            finding(
+                "pcr.15",
+                f"the volume's key or the machine's id: found {pcrs[VOLUME_PCR].hex()}, "
+                f"enrolled was {enrolled.pcrs[VOLUME_PCR].hex()}",
+            )
+        )
+    return verdict("volume", refused, watch)
+
+
+def check_identity(keys: NodeKeys, ak_public: bytes, enrolled: Enrolled | None) -> Verdict:
+    """The node's keys have the right form, and are the enrolled ones."""
+    refused = _key_forms(keys)
+    if enrolled is not None:
+        if ak_public != enrolled.ak_public:
+            refused.append(finding("identity.ak", "another attestation key than the enrolled one"))
+        for name in ("signing", "tls_certificate", "committee"):
+            if getattr(keys, name) != getattr(enrolled.keys, name):
+                refused.append(
+                    finding(f"identity.{name}", f"the node's key {name!r} is not the enrolled one")
+                )
+    return verdict("identity", refused)
+
+
+def _key_forms(keys: NodeKeys) -> list[Finding]:
+    refused = []
+    try:
+        if not isinstance(load_der_public_key(keys.signing), Ed25519PublicKey) or len(keys.signing) != 44:
+            raise ValueError("not an Ed25519 key")
+    except (ValueError, UnsupportedAlgorithm) as error:
+        refused.append(finding("keys.signing", f"not the DER of an Ed25519 key: {error}"))
+    try:
+        certificate = x509.load_der_x509_certificate(keys.tls_certificate)
+        certificate.verify_directly_issued_by(certificate)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+        words = str(error) or type(error).__name__
+        refused.append(finding("keys.tls_certificate", f"not a self-signed certificate: {words}"))
+    # IRTF "BLS signatures": the top three bits of a compressed point are compression, infinity, sign.
+    if keys.committee[0] & 0xC0 != 0x80:
+        refused.append(finding("keys.committee", "not a compressed BLS12-381 G2 point"))
+    return refused

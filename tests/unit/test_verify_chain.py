@@ -1,0 +1,175 @@
+"""Endorsement certificates: every check broken alone, and the manufacturers' real certificates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nodeos.core.errors import Finding
+from nodeos.core.wire import ParseError
+from provisioning.registrar.admin import read_certificates
+from provisioning.verify.chain import TpmModel, check_chain, verify_signature
+from provisioning.verify.der import parse_certificate
+from tests.support import evidence as ev
+from tests.support.vectors import vectors
+
+AT = ev.later(100)
+EK = ev.spki(ev.rsa_key())
+
+
+def check(
+    leaf: bytes, *others: bytes, root: bytes | None = None, spki: bytes = EK, at: datetime = AT
+) -> tuple[list[str], TpmModel | None]:
+    findings, model = check_chain(
+        parse_certificate(leaf),
+        [parse_certificate(der) for der in others],
+        [parse_certificate(root or ev.root().der)],
+        spki,
+        at,
+    )
+    return [f.code for f in findings], model
+
+
+def issue(**changes: object) -> bytes:
+    return ev.issuing().issue(ev.rsa_key().public_key(), **changes)  # type: ignore[arg-type]
+
+
+def test_good_chain_gives_the_model() -> None:
+    codes, model = check(issue(), ev.issuing().der)
+    assert codes == []
+    assert model == TpmModel(manufacturer="id:54455354", model="synthetic", version="id:00010002")
+
+
+@pytest.mark.parametrize("padding", [b"\xff" * 40, b"\x00" * 7])
+def test_padding_after_the_certificate_is_cut_off(padding: bytes) -> None:
+    assert check(issue() + padding, ev.issuing().der)[0] == []
+
+
+def test_other_bytes_after_the_certificate_are_refused() -> None:
+    with pytest.raises(ParseError, match="something other than padding"):
+        parse_certificate(issue() + b"\x01")
+
+
+def _with_ca(**changes: object) -> tuple[bytes, bytes, bytes]:
+    """A chain whose issuing authority is changed: leaf, intermediate, root."""
+    ca = ev.Authority.make("Odd", ev.root(), **changes)  # type: ignore[arg-type]
+    return ca.issue(ev.rsa_key().public_key()), ca.der, ev.root().der
+
+
+def _long() -> tuple[bytes, bytes, bytes, bytes]:
+    """The first authority allows none below it, but there is one."""
+    upper = ev.Authority.make("Upper", ev.root(), path_length=0)
+    lower = ev.Authority.make("Lower", upper)
+    return lower.issue(ev.rsa_key().public_key()), lower.der, upper.der, ev.root().der
+
+
+CASES: dict[str, Callable[[], tuple[list[str], object]]] = {
+    "ek.untrusted": lambda: check(issue()),
+    "ek.signature": lambda: check(ev.flipped(issue()), ev.issuing().der),
+    "ek.expired": lambda: check(issue(end=ev.later(50)), ev.issuing().der),
+    "ek.not_yet_valid": lambda: check(issue(start=ev.later(150)), ev.issuing().der),
+    "ek.not_a_ca": lambda: check(*_with_ca(ca=False)[:2]),
+    "ek.key_usage": lambda: check(*_with_ca(sign_usage=False)[:2]),
+    "ek.path_length": lambda: check(*_long()[:3]),
+    "ek.critical_extension": lambda: check(issue(critical=True), ev.issuing().der),
+    "ek.is_a_ca": lambda: check(issue(ca=True), ev.issuing().der),
+    "ek.usage": lambda: check(issue(usage="1.3.6.1.5.5.7.3.1"), ev.issuing().der),
+    "ek.san": lambda: check(issue(san=False), ev.issuing().der),
+    "ek.key": lambda: check(issue(), ev.issuing().der, spki=ev.spki(ev.rsa_key(1))),
+}
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_each_check_refuses_alone(code: str) -> None:
+    assert CASES[code]()[0] == [code]
+
+
+def test_expired_intermediate_and_root_are_refused() -> None:
+    assert check(*_with_ca(end=ev.later(50))[:2])[0] == ["ek.expired"]
+    old = ev.Authority.make("Old", end=ev.later(50))
+    leaf = old.issue(ev.rsa_key().public_key())
+    assert check(leaf, root=old.der)[0] == ["ek.expired"]
+
+
+def test_certificate_without_usage_is_accepted() -> None:
+    assert check(issue(usage=None), ev.issuing().der)[0] == []
+
+
+def test_intermediate_is_not_a_root() -> None:
+    """Whoever sends a certificate can't make it trusted by sending its issuer."""
+    stranger = ev.Authority.make("Synthetic TPM Root")
+    leaf = stranger.issue(ev.rsa_key().public_key())
+    assert check(leaf, stranger.der)[0] == ["ek.signature"]
+
+
+def test_maze_of_intermediates_ends() -> None:
+    """Many authorities of one name, all signed by one key: the search is bounded."""
+    first = ev.Authority.make("Maze")
+    maze = [ev.Authority.make("Maze", first).der for _ in range(12)]
+    leaf = first.issue(ev.rsa_key().public_key())
+    codes, _ = check(leaf, first.der, *maze)
+    assert len(codes) == 1
+
+
+def test_all_findings_are_told() -> None:
+    leaf = issue(usage="1.2.3.4", san=False, end=ev.later(50))
+    assert set(check(leaf, ev.issuing().der)[0]) == {"ek.usage", "ek.san", "ek.expired"}
+
+
+def test_every_real_root_and_intermediate_is_read_and_verified() -> None:
+    folder = vectors("ek-roots")
+    roots = read_certificates(folder / "roots.pem")
+    intermediates = read_certificates(folder / "intermediates.pem")
+    assert (len(roots), len(intermediates)) == (26, 143)
+    assert all(root.key() for root in roots)
+    lonely = []
+    for certificate in intermediates:
+        findings: tuple[Finding, ...]
+        findings, _ = check_chain(certificate, intermediates, roots, b"", datetime(2025, 6, 1, tzinfo=UTC))
+        codes = {f.code for f in findings}
+        if "ek.untrusted" in codes:
+            lonely.append(certificate.issuer_text)
+        assert not codes & {"ek.signature", "ek.not_a_ca", "ek.key_usage", "ek.path_length"}, (
+            certificate.subject_text
+        )
+    # These four were issued by a root that is not in the collection.
+    assert lonely == ["CH, STMicroelectronics NV, STM TPM ECC Root CA 01"] * 4
+
+
+def test_self_signatures_of_the_roots_that_libraries_refuse_hold() -> None:
+    roots = [root for root in read_certificates(vectors("ek-roots") / "roots.pem") if root.self_issued]
+    assert len(roots) > 20
+    for root in roots:
+        try:
+            verify_signature(root, root)
+        except ParseError as error:
+            assert "not accepted" in error.message  # an old root that signed itself with SHA-1
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=300, deadline=None)
+def test_parser_raises_nothing_but_parse_errors(data: bytes) -> None:
+    for candidate in (data, b"\x30\x82" + len(data).to_bytes(2, "big") + data):
+        try:
+            parse_certificate(candidate).key()
+        except ParseError:
+            continue
+
+
+_LEAF = issue()
+
+
+@given(st.integers(0, len(_LEAF) - 1), st.integers(1, 255))
+@settings(max_examples=400, deadline=None)
+def test_damaged_certificate_never_passes(at: int, change: int) -> None:
+    damaged = bytearray(_LEAF)
+    damaged[at] ^= change
+    try:
+        codes, _ = check(bytes(damaged), ev.issuing().der)
+    except ParseError:
+        return
+    assert codes
