@@ -6,9 +6,67 @@ from pathlib import Path
 
 import click
 
+from nodeos.cli import emit
+
 _file = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.group()
 def commands() -> None:
     """The operator's key and principal."""
+
+
+@commands.command()
+@click.option("--module", required=True, type=_file, help="The token's PKCS#11 library.")
+@click.option("--token", required=True, help="The token's label.")
+@click.option("--key", required=True, help="The key's label. A key that is there is used, else one is made.")
+@click.option("--pin-file", type=_file, envvar="NODEOS_PIN_FILE", help="File with the token's PIN.")
+@click.option("--out", required=True, type=_file, help="The identity file to write. It holds no secret.")
+@click.pass_context
+def init(  # noqa: PLR0917
+    ctx: click.Context, module: Path, token: str, key: str, pin_file: Path | None, out: Path
+) -> None:
+    """Make an operator's identity from a key on a token (P-256; it never leaves the token)."""
+    from hsm.identity import TokenIdentity, write_identity
+    from hsm.pin import read_pin
+    from hsm.pkcs11 import open_token
+    from nodeos.core.errors import UsageError
+    from nodeos.core.principal import Principal
+
+    if out.exists():
+        raise UsageError(f"{out} is there already", hint="show it with `nodeos operator show`")
+    with open_token(module.absolute(), token, lambda: read_pin(pin_file)) as opened:
+        labels = {found.label for found in opened.keys()}  # noqa: SIM118
+        made = key not in labels
+        public_key = opened.generate(key).public_key if made else opened.signer(key).public_key
+    identity = TokenIdentity(module=module.absolute(), token=token, key=key, public_key=public_key)
+    write_identity(out, identity)
+    principal = Principal.self_authenticating(public_key)
+    click.echo(f"{'made a new key' if made else 'using the key that is there'}: {key}", err=True)
+    emit(
+        ctx,
+        {"principal": str(principal), "identity": str(out), "new_key": made},
+        f"operator {principal}, identity {out}",
+    )
+
+
+@commands.command()
+@click.option(
+    "--identity", required=True, type=_file, envvar="NODEOS_IDENTITY", help="The operator's identity file."
+)
+@click.option("--pin-file", type=_file, envvar="NODEOS_PIN_FILE", help="For an encrypted key file only.")
+@click.pass_context
+def show(ctx: click.Context, identity: Path, pin_file: Path | None) -> None:
+    """Show an identity's principal and public key. A token need not be plugged in."""
+    from hsm.identity import public_key_of
+    from hsm.pin import read_pin
+    from nodeos.core.principal import Principal
+    from nodeos.core.wire import b64
+
+    key = public_key_of(identity, lambda: read_pin(pin_file))
+    principal = Principal.self_authenticating(key)
+    emit(
+        ctx,
+        {"principal": str(principal), "public_key": b64(key)},
+        f"operator    {principal}\npublic key  {b64(key)}",
+    )

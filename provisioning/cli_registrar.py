@@ -78,7 +78,8 @@ def serve(directory: Path, listen: str) -> None:
 
     try:
         app = make_app(Service(here.open(), settings))
-        server.serve(app, opened, certificate=here.tls, key=here.tls_key, ready=ready)
+        seconds = settings.request_seconds
+        server.serve(app, opened, certificate=here.tls, key=here.tls_key, seconds=seconds, ready=ready)
     finally:
         opened.close()
 

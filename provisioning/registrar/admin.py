@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
     load_der_public_key,
-    load_pem_private_key,
     load_pem_public_key,
 )
 
+from hsm.identity import public_key_of
+from hsm.pin import read_pin
 from nodeos.core.errors import UsageError
 from nodeos.core.files import read_file
 from nodeos.core.principal import Principal
@@ -150,7 +150,7 @@ def read_operator_key(path: Path) -> bytes:
     """An operator's public key in DER, from PEM, DER, or an identity file. Raises UsageError."""
     data = read_file(path, "operator key", limit=1 << 16)
     if data.lstrip().startswith(b"{"):
-        return _identity_key(data, path)
+        return public_key_of(path, lambda: read_pin(None))
     try:
         key = load_pem_public_key(data) if data.lstrip().startswith(b"-----") else load_der_public_key(data)
     except (ValueError, UnsupportedAlgorithm) as error:
@@ -159,20 +159,6 @@ def read_operator_key(path: Path) -> bytes:
             hint="`nodeos operator init` makes an identity file",
         ) from error
     return _operator_der(key, path)
-
-
-def _identity_key(data: bytes, path: Path) -> bytes:
-    try:
-        identity = json.loads(data)
-        if identity.get("kind") == "file":
-            pem = read_file(path.parent / identity["key"], "operator key")
-            return _operator_der(load_pem_private_key(pem, None).public_key(), path)
-        return _operator_der(load_der_public_key(base64.b64decode(identity["public_key"])), path)
-    except (ValueError, KeyError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
-        raise UsageError(
-            f"operator key {path}: not an identity file with a public key",
-            hint="`nodeos operator init` makes one",
-        ) from error
 
 
 def _operator_der(key: object, path: Path) -> bytes:

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn
 from starlette.applications import Starlette
@@ -17,17 +17,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nodeos.core.errors import UsageError
 
-# From the opening of a connection to the end of the first request's headers.
-HEADER_SECONDS = 15
 GRACE_SECONDS = 10
 
 
-class PatientlessProtocol(H11Protocol):
-    """Closes a connection that has sent no whole request head in time, so that idle ones don't pile up."""
+class ImpatientProtocol(H11Protocol):
+    """Closes a connection that has sent no whole request head in ``seconds``, so that idle ones
+    don't pile up."""
+
+    seconds: ClassVar[int]
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._deadline = self.loop.call_later(HEADER_SECONDS, self._expire)
+        self._deadline = self.loop.call_later(self.seconds, self._expire)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deadline.cancel()
@@ -75,14 +76,23 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    app: Starlette, opened: socket.socket, *, certificate: Path, key: Path, ready: Callable[[], None]
+    app: Starlette,
+    opened: socket.socket,
+    *,
+    certificate: Path,
+    key: Path,
+    seconds: int,
+    ready: Callable[[], None],
 ) -> None:
-    """Serve until a signal comes; requests that are under way are finished."""
+    """Serve until a signal comes; requests that are under way are finished.
+
+    ``seconds`` is how long a new connection may take to send the head of its first request.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     config = uvicorn.Config(
         app,
-        http=PatientlessProtocol,
+        http=type("Protocol", (ImpatientProtocol,), {"seconds": seconds}),
         ws="none",
         loop="asyncio",
         ssl_certfile=str(certificate),
