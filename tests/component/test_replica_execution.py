@@ -1,4 +1,4 @@
-"""Canisters on a chain in this process: commits and roll-backs, limits, durability, the management canister."""
+"""Canisters on a chain in this process: commits and roll-backs, limits, durability, management."""
 
 from __future__ import annotations
 
@@ -547,7 +547,7 @@ def test_unknown_methods_and_bad_arguments(world: World) -> None:
     rejected(world.update(MANAGEMENT, "mint", NOTHING), "IC0407", "mint")
     rejected(world.update(MANAGEMENT, "create_canister", b"junk"), "IC0408", "DIDL")
     rejected(world.manage("create_canister", {"settings": {"compute_allocation": 5}}), "IC0408", "compute")
-    named = {"specified_id": state.canister_id(5)}
+    named: dict[str, object] = {"specified_id": state.canister_id(5)}
     rejected(world.manage("provisional_create_canister_with_cycles", named), "IC0408", "specified_id")
 
 
@@ -631,7 +631,7 @@ def test_controllers_change(world: World, zoo: Principal) -> None:
         ('(module (func (export "canister_heartbeat")))', "not offer yet"),
         ('(module (func (export "canister_surprise")))', "reserved"),
         ("(module (memory 33))", "memory"),
-        ("(module (memory 1) (data (i32.const 65536) \"x\"))", "out of bounds"),
+        ('(module (memory 1) (data (i32.const 65536) "x"))', "out of bounds"),
         ("(module (memory 1 1 shared))", "threads"),
     ],
 )
