@@ -1,0 +1,174 @@
+"""Identity files: where an operator's key is. They hold no secret.
+
+    {"kind": "pkcs11", "module": PATH, "token": LABEL, "key": LABEL, "public_key": BASE64 of the DER key}
+    {"kind": "file", "key": PATH of a PEM private key}
+
+A relative path counts from the identity file's own directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_der_public_key,
+    load_pem_private_key,
+)
+
+from hsm.pin import refuse_readable
+from hsm.signer import Algorithm, Signer
+from nodeos.core.errors import UsageError
+from nodeos.core.files import read_file, write_new
+from nodeos.core.wire import b64, parse_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenIdentity:
+    """A key on a PKCS#11 token. ``public_key`` is DER, so that showing it needs no token."""
+
+    module: Path
+    token: str
+    key: str
+    public_key: bytes
+
+    def to_json(self) -> dict[str, str]:
+        return {
+            "kind": "pkcs11",
+            "module": str(self.module),
+            "token": self.token,
+            "key": self.key,
+            "public_key": b64(self.public_key),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileIdentity:
+    """A private key in a PEM file: Ed25519, P-256 or secp256k1."""
+
+    key: Path
+
+    def to_json(self) -> dict[str, str]:
+        return {"kind": "file", "key": str(self.key)}
+
+
+Identity = TokenIdentity | FileIdentity
+
+
+def load_identity(path: Path) -> Identity:
+    """Read an identity file. Raises UsageError (ParseError with the field's path)."""
+    fields = parse_json(read_file(path, "identity", limit=1 << 16), str(path))
+    kind = fields.text("kind", limit=16)
+    identity: Identity
+    if kind == "pkcs11":
+        identity = TokenIdentity(
+            module=path.parent / fields.text("module"),
+            token=fields.text("token", limit=32),
+            key=fields.text("key", limit=256),
+            public_key=fields.data("public_key", limit=256),
+        )
+        _parse_public(identity.public_key, f"{path}.public_key")
+    elif kind == "file":
+        identity = FileIdentity(key=path.parent / fields.text("key"))
+    else:
+        raise UsageError(f"{path}.kind: {kind!r} is neither pkcs11 nor file")
+    fields.done()
+    return identity
+
+
+def write_identity(path: Path, identity: Identity) -> None:
+    """Write a new identity file. Raises UsageError if the file is there."""
+    write_new(path, (json.dumps(identity.to_json(), indent=2) + "\n").encode(), mode=0o644)
+
+
+@contextmanager
+def open_identity(path: Path, pin: Callable[[], str]) -> Iterator[Signer]:
+    """The signer of an identity file, usable inside the block. ``pin`` is asked only if it is needed.
+
+    Raises UsageError for the file, ``hsm.errors.TokenError`` for the token.
+    """
+    identity = load_identity(path)
+    if isinstance(identity, FileIdentity):
+        yield load_file_signer(identity.key, pin)
+        return
+    from hsm.pkcs11 import open_token
+
+    with open_token(identity.module, identity.token, pin) as token:
+        yield token.signer(identity.key, public_key=identity.public_key)
+
+
+def public_key_of(path: Path, pin: Callable[[], str]) -> bytes:
+    """The DER public key of an identity file. A token need not be there; ``pin`` opens an encrypted file."""
+    identity = load_identity(path)
+    if isinstance(identity, TokenIdentity):
+        return identity.public_key
+    return load_file_signer(identity.key, pin).public_key
+
+
+class FileSigner:
+    """A ``hsm.signer.Signer`` whose key is in memory."""
+
+    def __init__(self, key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> None:
+        self._key = key
+        der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        self._public, self._algorithm = der, _parse_public(der, "the key")
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return self._algorithm
+
+    @property
+    def public_key(self) -> bytes:
+        return self._public
+
+    def sign(self, message: bytes) -> bytes:
+        if isinstance(self._key, ed25519.Ed25519PrivateKey):
+            return self._key.sign(message)
+        digest = hashlib.sha256(message).digest()
+        r, s = decode_dss_signature(self._key.sign(digest, ec.ECDSA(Prehashed(hashes.SHA256()))))
+        return r.to_bytes(32, "big") + s.to_bytes(32, "big")
+
+
+def load_file_signer(path: Path, pin: Callable[[], str]) -> FileSigner:
+    """Read a PEM private key that only its owner can read; ``pin`` gives the password of an encrypted one."""
+    data = read_file(path, "private key", limit=1 << 16)
+    refuse_readable(path, "private key")
+    try:
+        try:
+            key = load_pem_private_key(data, None)
+        except TypeError:  # it is encrypted
+            key = load_pem_private_key(data, pin().encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise UsageError(
+            f"private key {path}: not a readable PEM key, or a wrong password",
+            hint="give its password with --pin-file, or name another file",
+        ) from error
+    if not isinstance(key, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey):
+        raise UsageError(f"private key {path}: neither Ed25519, P-256 nor secp256k1")
+    return FileSigner(key)
+
+
+def _parse_public(der: bytes, what: str) -> Algorithm:
+    try:
+        key = load_der_public_key(der)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise UsageError(f"{what}: not a DER public key") from error
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return Algorithm.ED25519
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        found = {"secp256r1": Algorithm.ECDSA_P256, "secp256k1": Algorithm.ECDSA_SECP256K1}.get(
+            key.curve.name
+        )
+        if found is not None:
+            return found
+    raise UsageError(f"{what}: neither Ed25519, P-256 nor secp256k1")

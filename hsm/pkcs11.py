@@ -1,0 +1,329 @@
+"""Keys on a PKCS#11 token (smart card, USB key, HSM). Not for the node: needs python-pkcs11.
+
+Keys are made on the token and can't leave it. Signatures are ECDSA over SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from hsm.errors import TokenError, TokenKeyError, TokenMissingError, TokenPinError
+from hsm.signer import Algorithm
+
+# DER object identifiers: RFC 5480 section 2.1.1.1 (P-256), SEC 2 section A.2.1 (secp256k1).
+_CURVES: dict[bytes, tuple[Algorithm, ec.EllipticCurve]] = {
+    bytes.fromhex("06082a8648ce3d030107"): (Algorithm.ECDSA_P256, ec.SECP256R1()),
+    bytes.fromhex("06052b8104000a"): (Algorithm.ECDSA_SECP256K1, ec.SECP256K1()),
+}
+# PKCS#11 2.40, section 3.2: CK_TOKEN_INFO flags.
+_PIN_COUNT_LOW, _PIN_FINAL_TRY, _PIN_LOCKED = 0x10000, 0x20000, 0x40000
+
+# Finalising a module ends all its sessions, so it is done when the last one of ours is over. It is done at
+# all so that the next one sees tokens that were plugged in meanwhile.
+_lock = threading.Lock()
+_users: dict[str, int] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenKey:
+    """A key pair on a token. ``public_key`` is a DER SubjectPublicKeyInfo."""
+
+    label: str
+    algorithm: Algorithm
+    public_key: bytes
+
+
+@contextmanager
+def open_token(module: Path, token: str, pin: Callable[[], str]) -> Iterator[OpenToken]:
+    """Log in to the token with the label ``token``. ``pin`` is called only when the token was found and its
+    PIN is usable, and its result is kept nowhere.
+
+    Raises TokenMissingError (module or token), TokenPinError (with what is known of the tries left).
+    """
+    import pkcs11
+
+    with _loaded(module) as library:
+        found = _find_token(library, module, token)
+        check_pin_flags(int(found.flags), token)
+        try:
+            session = found.open(rw=True, user_pin=pin())
+        except (pkcs11.PinIncorrect, pkcs11.PinLenRange, pkcs11.PinInvalid) as error:
+            flags = int(_find_token(library, module, token).flags)
+            raise TokenPinError(f"token {token!r}: the PIN is wrong", hint=tries_left(flags)) from error
+        except pkcs11.PinLocked as error:
+            raise _locked(token) from error
+        except pkcs11.UserPinNotInitialized as error:
+            raise TokenPinError(
+                f"token {token!r} has no PIN yet", hint="set one with the token's own tool"
+            ) from error
+        except pkcs11.PKCS11Error as error:
+            raise _failed(token, "logging in", error) from error
+        try:
+            yield OpenToken(token, session)
+        finally:
+            session.close()
+
+
+class OpenToken:
+    """A token that is logged in; made by ``open_token``."""
+
+    def __init__(self, label: str, session: Any) -> None:
+        self.label = label
+        self._session = session
+
+    def keys(self) -> tuple[TokenKey, ...]:
+        """The elliptic-curve keys that can sign here, in order of their labels."""
+        import pkcs11
+
+        with self._answers("listing the keys"):
+            private = {
+                str(key.label)
+                for key in self._session.get_objects(
+                    {
+                        pkcs11.Attribute.CLASS: pkcs11.ObjectClass.PRIVATE_KEY,
+                        pkcs11.Attribute.KEY_TYPE: pkcs11.KeyType.EC,
+                    }
+                )
+            }
+            public = [
+                self._describe(key)
+                for key in self._session.get_objects(
+                    {
+                        pkcs11.Attribute.CLASS: pkcs11.ObjectClass.PUBLIC_KEY,
+                        pkcs11.Attribute.KEY_TYPE: pkcs11.KeyType.EC,
+                    }
+                )
+                if str(key.label) in private
+            ]
+        return tuple(sorted((key for key in public if key), key=lambda key: (key.label, key.public_key)))
+
+    def generate(self, label: str, algorithm: Algorithm = Algorithm.ECDSA_P256) -> TokenKey:
+        """Make a key pair on the token. Raises TokenKeyError if there is a key with this label."""
+        import pkcs11
+
+        if self._objects(pkcs11.ObjectClass.PRIVATE_KEY, label) or self._objects(
+            pkcs11.ObjectClass.PUBLIC_KEY, label
+        ):
+            raise TokenKeyError(
+                f"token {self.label!r} has a key {label!r} already", hint="use it, or choose another label"
+            )
+        curve = next((der for der, (name, _) in _CURVES.items() if name is algorithm), None)
+        if curve is None:
+            raise TokenKeyError(f"{algorithm} keys are not made on tokens", hint="use ecdsa-p256")
+        try:
+            with self._answers("making a key"):
+                parameters = self._session.create_domain_parameters(
+                    pkcs11.KeyType.EC, {pkcs11.Attribute.EC_PARAMS: curve}, local=True
+                )
+                public, _ = parameters.generate_keypair(
+                    id=secrets.token_bytes(16),
+                    label=label,
+                    store=True,
+                    capabilities=pkcs11.MechanismFlag.SIGN | pkcs11.MechanismFlag.VERIFY,
+                    private_template={
+                        pkcs11.Attribute.SENSITIVE: True,
+                        pkcs11.Attribute.EXTRACTABLE: False,
+                        pkcs11.Attribute.PRIVATE: True,
+                    },
+                )
+                made = self._describe(public)
+        except TokenError as error:
+            raise TokenKeyError(
+                f"token {self.label!r} can't make a {algorithm} key", hint="choose another algorithm"
+            ) from error
+        if made is None:
+            raise TokenKeyError(f"token {self.label!r} made a key on another curve than {algorithm}")
+        return made
+
+    def signer(self, label: str, *, public_key: bytes | None = None) -> TokenSigner:
+        """The key with this label; with ``public_key`` it must be that very key. Raises TokenKeyError."""
+        import pkcs11
+
+        private = self._objects(pkcs11.ObjectClass.PRIVATE_KEY, label)
+        public = self._objects(pkcs11.ObjectClass.PUBLIC_KEY, label)
+        if not private or not public:
+            there = ", ".join(repr(key.label) for key in self.keys()) or "none"
+            raise TokenKeyError(
+                f"token {self.label!r} has no key {label!r}", hint=f"the signing keys there: {there}"
+            )
+        if len(private) > 1 or len(public) > 1:
+            raise TokenKeyError(
+                f"token {self.label!r} has several keys {label!r}", hint="give each its own label"
+            )
+        with self._answers("reading the key"):
+            key = self._describe(public[0])
+        if key is None:
+            raise TokenKeyError(
+                f"token {self.label!r}: the key {label!r} is not on P-256 or secp256k1",
+                hint="make another key",
+            )
+        if public_key is not None and key.public_key != public_key:
+            raise TokenKeyError(
+                f"token {self.label!r}: the key {label!r} is not the one of this identity",
+                hint="plug in the right token, or make the identity file anew",
+            )
+        return TokenSigner(key, self, private[0])
+
+    def _objects(self, kind: Any, label: str) -> list[Any]:
+        import pkcs11
+
+        with self._answers("looking for the key"):
+            return list(
+                self._session.get_objects({pkcs11.Attribute.CLASS: kind, pkcs11.Attribute.LABEL: label})
+            )
+
+    def _describe(self, public: Any) -> TokenKey | None:
+        """None for a key on another curve."""
+        import pkcs11
+
+        known = _CURVES.get(bytes(public[pkcs11.Attribute.EC_PARAMS]))
+        if known is None:
+            return None
+        algorithm, curve = known
+        point = bytes(public[pkcs11.Attribute.EC_POINT])
+        # PKCS#11 2.40, section 2.3.3: an OCTET STRING; some tokens give the point without it.
+        if point[:2] == b"\x04\x41" and len(point) == 67:
+            point = point[2:]
+        try:
+            key = ec.EllipticCurvePublicKey.from_encoded_point(curve, point)
+        except ValueError as error:
+            raise TokenKeyError(f"token {self.label!r}: its public key {public.label!r} is broken") from error
+        return TokenKey(
+            label=str(public.label),
+            algorithm=algorithm,
+            public_key=key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        )
+
+    @contextmanager
+    def _answers(self, what: str) -> Iterator[None]:
+        import pkcs11
+
+        try:
+            yield
+        except pkcs11.PKCS11Error as error:
+            raise _failed(self.label, what, error) from error
+
+
+class TokenSigner:
+    """A ``hsm.signer.Signer`` whose key is on a token; usable while the token is open."""
+
+    def __init__(self, key: TokenKey, token: OpenToken, private: Any) -> None:
+        self._key = key
+        self._token = token
+        self._private = private
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return self._key.algorithm
+
+    @property
+    def public_key(self) -> bytes:
+        return self._key.public_key
+
+    def sign(self, message: bytes) -> bytes:
+        """r and s, 32 bytes each. Raises TokenError if the token was taken out."""
+        import pkcs11
+
+        with self._token._answers("signing"):
+            signature = bytes(
+                self._private.sign(hashlib.sha256(message).digest(), mechanism=pkcs11.Mechanism.ECDSA)
+            )
+        if len(signature) != 64:
+            raise TokenError(f"token {self._token.label!r}: a signature of {len(signature)} bytes, not 64")
+        return signature
+
+
+def tries_left(flags: int) -> str:
+    """What a token's flags (CK_TOKEN_INFO) say about the PIN, in words for a person."""
+    if flags & _PIN_LOCKED:
+        return "the PIN is locked now: unlock it with the security officer's PIN"
+    if flags & _PIN_FINAL_TRY:
+        return "ONE try is left before the PIN locks: be sure of it"
+    if flags & _PIN_COUNT_LOW:
+        return "at least one try is used up, and the token locks after a few: check the PIN before the next"
+    return "check the PIN; the token does not tell how many tries are left"
+
+
+def check_pin_flags(flags: int, token: str) -> None:
+    """Refuse to send a PIN to a token that is locked, or that the next wrong PIN would lock."""
+    if flags & _PIN_LOCKED:
+        raise _locked(token)
+    if flags & _PIN_FINAL_TRY:
+        raise TokenPinError(
+            f"token {token!r}: one try is left before its PIN locks, so no PIN was sent",
+            hint="log in once with the token's own tool (`pkcs11-tool --login --test`): it resets the count",
+        )
+
+
+def _locked(token: str) -> TokenPinError:
+    return TokenPinError(
+        f"token {token!r}: the PIN is locked",
+        hint="unlock it with the security officer's PIN and the token's own tool",
+    )
+
+
+def _failed(token: str, what: str, error: Exception) -> TokenError:
+    import pkcs11
+
+    words = str(error) or type(error).__name__
+    if isinstance(error, pkcs11.DeviceRemoved | pkcs11.TokenNotPresent | pkcs11.SessionHandleInvalid):
+        return TokenMissingError(f"token {token!r}: gone while {what}", hint="plug it in and try again")
+    return TokenError(f"token {token!r}: {what} failed: {words}")
+
+
+@contextmanager
+def _loaded(module: Path) -> Iterator[Any]:
+    import pkcs11
+
+    name = str(module)
+    if not module.is_file():
+        raise TokenMissingError(
+            f"there is no PKCS#11 module {module}", hint="install the token's driver, or correct the path"
+        )
+    with _lock:
+        try:
+            library = pkcs11.lib(name)
+        except (pkcs11.PKCS11Error, RuntimeError, OSError) as error:
+            raise TokenMissingError(
+                f"the PKCS#11 module {module} can't be loaded: {str(error) or type(error).__name__}",
+                hint="see that it is a PKCS#11 library and that its configuration is right",
+            ) from error
+        _users[name] = _users.get(name, 0) + 1
+    try:
+        yield library
+    finally:
+        with _lock:
+            _users[name] -= 1
+            if not _users[name]:
+                library.finalize()
+
+
+def _find_token(library: Any, module: Path, label: str) -> Any:
+    import pkcs11
+
+    try:
+        tokens = [slot.get_token() for slot in library.get_slots(token_present=True)]
+    except pkcs11.PKCS11Error as error:
+        raise _failed(label, "looking for it", error) from error
+    ready = [token for token in tokens if int(token.flags) & int(pkcs11.TokenFlag.TOKEN_INITIALIZED)]
+    found = [token for token in ready if token.label == label]
+    if len(found) > 1:
+        raise TokenMissingError(
+            f"several tokens have the label {label!r}", hint="take out all but one, or give them other labels"
+        )
+    if not found:
+        there = ", ".join(repr(str(token.label)) for token in ready) or "none"
+        raise TokenMissingError(
+            f"there is no token {label!r} (through {module})", hint=f"plug it in; tokens there: {there}"
+        )
+    return found[0]
