@@ -209,7 +209,13 @@ def test_a_delegation_is_refused() -> None:
 def test_what_is_no_certificate_is_refused() -> None:
     fields = cbor.decode(signed(state(), [()]))
     assert isinstance(fields, dict)
-    wrongs: tuple[object, ...] = ([], {}, {**fields, "signature": 1}, {**fields, "tree": [9]}, {**fields, "more": 1})
+    wrongs: tuple[object, ...] = (
+        [],
+        {},
+        {**fields, "signature": 1},
+        {**fields, "tree": [9]},
+        {**fields, "more": 1},
+    )
     for wrong in wrongs:
         with refused("certificate.form"):
             opened(cbor.encode(wrong))
