@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -304,6 +305,19 @@ def test_a_reject_of_the_canister_commits(world: World, zoo: Principal) -> None:
 )
 def test_failing_queries(world: World, zoo: Principal, method: str, error_code: str, words: str) -> None:
     rejected(world.query(zoo, method), error_code, words)
+
+
+def test_failures_of_two_threads_are_kept_apart(world: World, zoo: Principal) -> None:
+    """wasmtime's Python package would mix them up: it keeps a host function's exception for all threads."""
+
+    def fail(method: str, words: str) -> None:
+        for _ in range(200):
+            rejected(world.query(zoo, method), "IC0504", words)
+
+    with ThreadPoolExecutor(4) as pool:
+        cases = [("certify_in_query", "certified_data_set"), ("stable_beyond", "out of bounds")] * 2
+        for future in [pool.submit(fail, *case) for case in cases]:
+            future.result()
 
 
 def test_the_caller_is_told(world: World, zoo: Principal) -> None:
