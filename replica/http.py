@@ -33,6 +33,8 @@ Send = Callable[[Message], Awaitable[None]]
 # Ingress messages are at most 2 MiB; the envelope around them and a signature fit in the rest.
 MAX_BODY = (2 << 20) + (128 << 10)
 _BODY_SECONDS = 30
+# What all connections together may hold of bodies that aren't complete yet.
+_MAX_BUFFERED = 64 << 20
 _SYNC_SECONDS = 10
 _MAX_UPDATES = 500
 _MAX_READS = 500
@@ -61,6 +63,7 @@ class Application:
         self._readers = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="query")
         self._running: dict[bytes, asyncio.Future[RequestStatus]] = {}
         self._reads = 0
+        self._buffered = 0
 
     def close(self) -> None:
         """Wait for what runs; what waits is dropped (it was never acknowledged)."""
@@ -106,7 +109,7 @@ class Application:
                 effective = Principal.parse(name)
                 if kind == "subnet" and effective != self._replica.chain.subnet.id:
                     raise HttpError(404, f"this node is not of subnet {name}")
-                return await route(await _read_body(receive), effective)
+                return await route(await self._read_body(receive), effective)
         raise HttpError(404, "there is nothing at this path")
 
     def _verb(self, version: str, kind: str, verb: str) -> Callable[[bytes, Principal], Awaitable[Response]]:
@@ -124,6 +127,29 @@ class Application:
             case "v2" | "v3", "subnet", "read_state":
                 return self._read_subnet
         raise HttpError(404, "there is nothing at this path")
+
+    async def _read_body(self, receive: Receive) -> bytes:
+        """The whole body, within limits of size, time and memory. Raises HttpError(408, 413 or 429)."""
+        body = bytearray()
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise HttpError(400, "the connection ended early")
+                    part = message.get("body", b"")
+                    self._buffered += len(part)
+                    body += part
+                    if len(body) > MAX_BODY:
+                        raise HttpError(413, f"a body of more than {MAX_BODY} bytes")
+                    if self._buffered > _MAX_BUFFERED:
+                        raise HttpError(429, "too many large requests at once; try again later")
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError as error:
+            raise HttpError(408, f"the body took longer than {_BODY_SECONDS} seconds") from error
+        finally:
+            self._buffered -= len(body)
 
     async def _call(self, body: bytes, effective: Principal, *, wait: bool) -> Response:
         try:
@@ -185,21 +211,3 @@ def _text(status: int, message: str) -> Response:
 def _allow(method: str, *allowed: str) -> None:
     if method not in allowed:
         raise HttpError(405, f"use {' or '.join(allowed)}")
-
-
-async def _read_body(receive: Receive) -> bytes:
-    """The whole body, within limits of size and time. Raises HttpError(408 or 413)."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise HttpError(400, "the connection ended early")
-                body += message.get("body", b"")
-                if len(body) > MAX_BODY:
-                    raise HttpError(413, f"a body of more than {MAX_BODY} bytes")
-                if not message.get("more_body", False):
-                    return bytes(body)
-    except TimeoutError as error:
-        raise HttpError(408, f"the body took longer than {_BODY_SECONDS} seconds") from error

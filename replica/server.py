@@ -110,13 +110,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def notify(state: str) -> None:
-    """Tell the service manager, if one asked to be told (sd_notify(3))."""
+    """Tell the service manager, if one asked to be told (sd_notify(3)). If it doesn't listen, go on."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, contextlib.suppress(OSError):
         channel.connect(address)
         channel.sendall(state.encode())
 

@@ -1,10 +1,11 @@
-"""Canisters on a chain in this process: commits and roll-backs, limits, durability, the management canister."""
+"""Canisters on a chain in this process: commits and roll-backs, limits, durability, management."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -306,6 +307,19 @@ def test_failing_queries(world: World, zoo: Principal, method: str, error_code: 
     rejected(world.query(zoo, method), error_code, words)
 
 
+def test_failures_of_two_threads_are_kept_apart(world: World, zoo: Principal) -> None:
+    """wasmtime's Python package would mix them up: it keeps a host function's exception for all threads."""
+
+    def fail(method: str, words: str) -> None:
+        for _ in range(200):
+            rejected(world.query(zoo, method), "IC0504", words)
+
+    with ThreadPoolExecutor(4) as pool:
+        cases = [("certify_in_query", "certified_data_set"), ("stable_beyond", "out of bounds")] * 2
+        for future in [pool.submit(fail, *case) for case in cases]:
+            future.result()
+
+
 def test_the_caller_is_told(world: World, zoo: Principal) -> None:
     assert data(world.query(zoo, "who", sender=STRANGER)) == STRANGER.raw
 
@@ -547,7 +561,7 @@ def test_unknown_methods_and_bad_arguments(world: World) -> None:
     rejected(world.update(MANAGEMENT, "mint", NOTHING), "IC0407", "mint")
     rejected(world.update(MANAGEMENT, "create_canister", b"junk"), "IC0408", "DIDL")
     rejected(world.manage("create_canister", {"settings": {"compute_allocation": 5}}), "IC0408", "compute")
-    named = {"specified_id": state.canister_id(5)}
+    named: dict[str, object] = {"specified_id": state.canister_id(5)}
     rejected(world.manage("provisional_create_canister_with_cycles", named), "IC0408", "specified_id")
 
 
@@ -631,7 +645,7 @@ def test_controllers_change(world: World, zoo: Principal) -> None:
         ('(module (func (export "canister_heartbeat")))', "not offer yet"),
         ('(module (func (export "canister_surprise")))', "reserved"),
         ("(module (memory 33))", "memory"),
-        ("(module (memory 1) (data (i32.const 65536) \"x\"))", "out of bounds"),
+        ('(module (memory 1) (data (i32.const 65536) "x"))', "out of bounds"),
         ("(module (memory 1 1 shared))", "threads"),
     ],
 )

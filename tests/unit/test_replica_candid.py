@@ -222,7 +222,14 @@ def test_hostile_messages_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "value"),
-    [(NAT, -1), (NAT8, 256), (TEXT, 5), (variant(a=NULL), ("b", None)), (PRINCIPAL, b""), (record(a=NAT), {})],
+    [
+        (NAT, -1),
+        (NAT8, 256),
+        (TEXT, 5),
+        (variant(a=NULL), ("b", None)),
+        (PRINCIPAL, b""),
+        (record(a=NAT), {}),
+    ],
 )
 def test_values_that_do_not_fit_are_refused(kind: Type, value: object) -> None:
     with pytest.raises(CandidError):

@@ -47,7 +47,7 @@ def envelope(content: dict[str, object], **more: object) -> bytes:
 
 
 def test_request_id_examples() -> None:
-    content = {
+    content: dict[str, object] = {
         "request_type": "call",
         "canister_id": bytes.fromhex("00000000000004d2"),
         "method_name": "hello",

@@ -109,7 +109,9 @@ def test_witnesses_show_what_is_asked_and_prove_what_is_absent(
     tree = build({k: build({i: Leaf(v) for i, v in inner.items()}) for k, inner in content.items()})
     present = [(k, i) for k, inner in content.items() for i in inner]
     paths = data.draw(
-        st.lists((st.sampled_from(present) if present else st.nothing()) | st.tuples(names, names), max_size=5)
+        st.lists(
+            (st.sampled_from(present) if present else st.nothing()) | st.tuples(names, names), max_size=5
+        )
     )
     shown = from_cbor(to_cbor(witness(tree, paths)))
     assert shown.digest == tree.digest
@@ -207,7 +209,14 @@ def test_a_delegation_is_refused() -> None:
 def test_what_is_no_certificate_is_refused() -> None:
     fields = cbor.decode(signed(state(), [()]))
     assert isinstance(fields, dict)
-    for wrong in ([], {}, {**fields, "signature": 1}, {**fields, "tree": [9]}, {**fields, "more": 1}):
+    wrongs: tuple[object, ...] = (
+        [],
+        {},
+        {**fields, "signature": 1},
+        {**fields, "tree": [9]},
+        {**fields, "more": 1},
+    )
+    for wrong in wrongs:
         with refused("certificate.form"):
             opened(cbor.encode(wrong))
 
