@@ -94,7 +94,8 @@ def show(ctx: click.Context, release: Path) -> None:
 @click.option("--forward", multiple=True, metavar="HOST:GUEST", help="Forward a loopback port to the guest.")
 @click.option("--seconds", type=click.IntRange(1), help="Press the power button after so long.")
 @click.pass_context
-def boot(ctx: click.Context, machine: Path, work: Path, image_: Path | None, forward: tuple[str, ...],
+def boot(  # noqa: PLR0917 - click calls it by keyword
+    ctx: click.Context, machine: Path, work: Path, image_: Path | None, forward: tuple[str, ...],
          seconds: int | None) -> None:  # fmt: skip
     """Switch a virtual machine on. MACHINE is its folder, made from --image if it isn't there yet.
 
@@ -102,7 +103,6 @@ def boot(ctx: click.Context, machine: Path, work: Path, image_: Path | None, for
     the power button.
     """
     from hsm.softtpm import ManufacturerCa
-
     from image.vm import Machine, choose_accelerator, switch_on
     from nodeos.core.errors import UsageError
 

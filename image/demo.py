@@ -23,7 +23,6 @@ from typing import Any
 
 from hsm.softhsm import SoftHsm
 from hsm.softtpm import ManufacturerCa
-
 from image import builder
 from image.keys import BuildKeys, generate
 from image.steps import Step, Steps
@@ -299,7 +298,7 @@ def enrol(context: Context, vm: Vm, step: Step) -> None:
         raise NodeosError("the node did not make its state volume in its first boot")
     step.notes.append(f"node {node['node_id']}")
     step.notes.append(
-        f"state volume bound to a signed policy for PCR {volume['signed_pcrs']} and to PCR {volume['literal_pcrs']}"
+        f"state volume bound to signed PCRs {volume['signed_pcrs']} and to the values of {volume['literal_pcrs']}"
     )
     quoted = {int(index): value for index, value in node["attestation"]["pcrs"].items()}
     step.notes += [f"PCR {index:<2} {quoted[index]} as predicted" for index in (4, 7, 11)]

@@ -38,9 +38,20 @@ def commands() -> None:
 @click.option("--gateway", multiple=True, help="A gateway for static addresses.")
 @click.option("--dns", multiple=True, help="A name server for static addresses.")
 @click.pass_context
-def make(ctx: click.Context, target: Path, image_: Path, site_key: Path, dc: str, registrar: str, ca: Path,
-         operator: str, reward_type: str, address: tuple[str, ...], gateway: tuple[str, ...],
-         dns: tuple[str, ...]) -> None:  # fmt: skip
+def make(  # noqa: PLR0917 - click calls it by keyword
+    ctx: click.Context,
+    target: Path,
+    image_: Path,
+    site_key: Path,
+    dc: str,
+    registrar: str,
+    ca: Path,
+    operator: str,
+    reward_type: str,
+    address: tuple[str, ...],
+    gateway: tuple[str, ...],
+    dns: tuple[str, ...],
+) -> None:
     """Write TARGET: a copy of the image with the signed configuration of one site.
 
     Flash it with `dd` to the boot disk of each machine of the site. Nothing is overwritten.

@@ -31,7 +31,6 @@ class Where:
         """An open identity and a client that signs with it."""
         from hsm.identity import open_identity
         from hsm.pin import read_pin
-
         from nodeos.core.files import read_file
         from nodeos.core.http import Client
 
