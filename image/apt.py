@@ -1,0 +1,127 @@
+"""Debian package sources for the build, derived from the host's own, so that no mirror's name is in the project.
+
+mkosi writes its sources file only where none is there, and its default names a debug archive that not every
+mirror has. The file made here goes into the sandbox of the tools tree and of both images.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from nodeos.core.errors import ToolError
+from nodeos.core.files import write_atomic
+from nodeos.core.run import find_tool, run
+
+RELEASE = "trixie"
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """One Debian archive on a mirror: its address and whether it is the security archive."""
+
+    uri: str
+    security: bool
+
+
+def parse_deb822(text: str) -> list[Archive]:
+    """The archives in a ``.sources`` file (sources.list(5), deb822 style)."""
+    archives = []
+    for stanza in re.split(r"\n\s*\n", text):
+        lines = [line for line in stanza.splitlines() if not line.startswith("#")]
+        fields = {
+            name.strip().lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in lines if line[:1].strip())
+        }
+        if "deb" not in fields.get("types", "").split() or "main" not in fields.get("components", "").split():
+            continue
+        if fields.get("enabled", "yes").lower() == "no":
+            continue
+        archives += _archives(fields.get("uris", "").split(), fields.get("suites", "").split())
+    return archives
+
+
+def parse_one_line(text: str) -> list[Archive]:
+    """The archives in a ``.list`` file (one-line style)."""
+    archives = []
+    for line in text.splitlines():
+        match = re.match(r"\s*deb\s+(?:\[[^\]]*\]\s+)?(\S+)\s+(\S+)\s+(.*)", line)
+        if match and "main" in match[3].split():
+            archives += _archives([match[1]], [match[2]])
+    return archives
+
+
+def _archives(uris: list[str], suites: list[str]) -> list[Archive]:
+    codenames = r"(bookworm|trixie|forky|stable|testing)(-updates|-security|/updates)?"
+    return [
+        Archive(uri=uri.rstrip("/"), security=suite.endswith(("-security", "/updates")))
+        for uri in uris
+        for suite in suites
+        if re.fullmatch(codenames, suite)
+    ]
+
+
+def host_archives(etc: Path = Path("/etc/apt")) -> list[Archive]:
+    """The Debian archives that this host uses, in their order. Raises ToolError if there are none."""
+    archives = []
+    for path in [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*"))]:
+        if path.suffix == ".sources" and path.is_file():
+            archives += parse_deb822(path.read_text())
+        elif path.suffix == ".list" and path.is_file():
+            archives += parse_one_line(path.read_text())
+    if not any(not archive.security for archive in archives):
+        raise ToolError(
+            f"{etc} names no Debian archive",
+            hint="the build needs a Debian 12 or 13 host with a package mirror in /etc/apt",
+        )
+    return archives
+
+
+def sources(archives: list[Archive]) -> str:
+    """A sources file for trixie on the same mirrors."""
+    main = next(archive.uri for archive in archives if not archive.security)
+    security = next((archive.uri for archive in archives if archive.security), None)
+    stanzas = [(main, f"{RELEASE} {RELEASE}-updates")]
+    if security:
+        stanzas.append((security, f"{RELEASE}-security"))
+    return "\n".join(
+        f"Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\nSigned-By: {KEYRING}\n"
+        for uri, suites in stanzas
+    )
+
+
+def download(package: str, version: str, *, directory: Path, scratch: Path) -> Path:
+    """Fetch one binary package of trixie into ``directory`` with apt's own signature checks.
+
+    Uses lists and caches of its own below ``scratch``; the host's package state is neither read nor changed.
+    """
+    apt_get = find_tool("apt-get", package="apt")
+    write_atomic(scratch / "sources.list.d/trixie.sources", sources(host_archives()).encode())
+    (scratch / "lists/partial").mkdir(parents=True, exist_ok=True)
+    (scratch / "archives/partial").mkdir(parents=True, exist_ok=True)
+    (scratch / "status").touch()
+    directory.mkdir(parents=True, exist_ok=True)
+    options = [
+        f"-oDir::State::lists={scratch}/lists",
+        f"-oDir::State::status={scratch}/status",
+        f"-oDir::Cache={scratch}",
+        "-oDir::Etc::sourcelist=/dev/null",
+        f"-oDir::Etc::sourceparts={scratch}/sources.list.d",
+        "-oAPT::Sandbox::User=root",
+        "-oAcquire::Retries=3",
+    ]
+    offline = "check the network and the mirror in /etc/apt, then run the same command again"
+    run([apt_get, *options, "update"], what="reading the package lists", timeout=300, hint=offline)
+    run(
+        [apt_get, *options, "download", f"{package}={version}"],
+        what=f"fetching {package} {version}",
+        cwd=directory,
+        timeout=300,
+        hint=f"{offline}; if the mirror no longer has this version, the pin in image/mkosi.py needs an update",
+    )
+    found = sorted(directory.glob(f"{package}_*.deb"))
+    if not found:
+        raise ToolError(f"apt-get download left no {package} package in {directory}")
+    return found[-1]

@@ -1,0 +1,271 @@
+"""Builds the node image: keys, tools, initrd, image, release manifest.
+
+``Config`` is what the user asked for, ``Context`` where the work happens; ``build`` reads as the recipe.
+mkosi does the building, from ``mkosi.conf`` at the top of the source tree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from image import apt, measure, mkosi, wheels
+from image.keys import BuildKeys
+from nodeos import __version__
+from nodeos.core.errors import NodeosError, ToolError, UsageError
+from nodeos.core.files import write_atomic
+from nodeos.core.release import Artefact, Release, Variant
+from nodeos.core.run import find_tool, run
+
+NEEDED_SPACE = 6 << 30
+# Where the sandbox of mkosi sees the PCR keys: the sandbox tree is laid over /etc.
+_SANDBOX_KEYS = "/etc/nodeos-keys"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What to build. ``source`` is the top of the source tree; ``work`` holds caches and outputs."""
+
+    source: Path
+    work: Path
+    keys: BuildKeys
+    variant: Variant = Variant.RELEASE
+    version: str = __version__
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """A build under way."""
+
+    config: Config
+    mkosi: list[str]
+    progress: Progress
+
+    @property
+    def output(self) -> Path:
+        return self.config.work / "image" / self.config.variant
+
+    @property
+    def log(self) -> Path:
+        return self.config.work / "logs" / f"build-{self.config.variant}.log"
+
+    @property
+    def sandbox(self) -> Path:
+        return self.config.work / "sandbox"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """The files of a finished build."""
+
+    directory: Path
+    disk: Path
+    uki: Path
+    release: Path
+
+    @classmethod
+    def at(cls, directory: Path) -> Built:
+        """The build in ``directory``. Raises UsageError if there is none."""
+        built = cls(
+            directory=directory,
+            disk=directory / "nodeos.raw",
+            uki=directory / "nodeos.efi",
+            release=directory / "release.json",
+        )
+        for path in (built.disk, built.uki, built.release):
+            if not path.is_file():
+                raise UsageError(f"{path} is not there", hint="build it with `nodeos image build`")
+        return built
+
+
+def build(config: Config, progress: Progress) -> Built:
+    """Build the image. Can be interrupted and run again; caches make the next run short."""
+    config.keys.require()
+    check_host(config)
+    progress("tools: mkosi")
+    context = Context(config=config, mkosi=mkosi.command(config.work / "tools"), progress=progress)
+    progress("packages: Python wheels")
+    packages = wheels.fetch(config.source / "image/locks", config.work / "wheels")
+    prepare_sandbox(context)
+    context.log.unlink(missing_ok=True)
+    progress("initrd (the first time with the tools tree: some minutes)")
+    initrd = build_initrd(context)
+    progress("image: root, verity, unified kernel image")
+    build_image(context, initrd, packages)
+    progress("measurements and manifest")
+    return finish(context)
+
+
+def check_host(config: Config) -> None:
+    """Refuse early what would fail late: not root, too little room."""
+    if os.geteuid() != 0:
+        raise UsageError("building the image needs root", hint="run it with sudo, or in a container as root")
+    config.work.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(config.work).free
+    if free < NEEDED_SPACE and not (config.work / "cache").is_dir():
+        raise NodeosError(
+            f"{config.work}: {free >> 20} MiB free, a first build needs {NEEDED_SPACE >> 20} MiB",
+            hint="make room, or name another folder with --work",
+        )
+    find_tool("apt-get", package="apt")
+
+
+def prepare_sandbox(context: Context) -> None:
+    """Write what mkosi lays over its tools: package sources, and the PCR policy's keys for ukify.
+
+    One PCR signature only, for the phase ``enter-initrd``: the running system can't unseal its own disk.
+    """
+    tree = context.sandbox
+    shutil.rmtree(tree, ignore_errors=True)
+    sources = apt.sources(apt.host_archives()).encode()
+    write_atomic(tree / "common/etc/apt/sources.list.d/mkosi.sources", sources)
+    keys = context.config.keys
+    private = tree / "image"
+    for name in (keys.pcr_key, keys.pcr_public_key):
+        write_atomic(private / f"{_SANDBOX_KEYS[1:]}/{name.name}", name.read_bytes(), mode=0o600)
+    ukify = (
+        f"[UKI]\nPCRPKey={_SANDBOX_KEYS}/{keys.pcr_public_key.name}\n\n[PCRSignature:initrd]\n"
+        f"PCRPrivateKey={_SANDBOX_KEYS}/{keys.pcr_key.name}\n"
+        f"PCRPublicKey={_SANDBOX_KEYS}/{keys.pcr_public_key.name}\nPhases=enter-initrd\n"
+    )
+    write_atomic(private / "usr/lib/systemd/ukify.conf", ukify.encode())
+
+
+def build_initrd(context: Context) -> Path:
+    """Make the initrd: an image of its own, so that nothing of the root's is in it."""
+    config = context.config
+    run_mkosi(context, config.source / "image/initrd", [f"--environment=VARIANT={config.variant}"])
+    found = [path for path in (config.work / "mkosi").glob("initrd*") if path.suffix != ".manifest"]
+    if not found:
+        raise ToolError("mkosi made no initrd", hint=f"see {context.log}")
+    return max(found, key=lambda path: (path.resolve() == path, path.stat().st_size))
+
+
+def build_image(context: Context, initrd: Path, packages: Path) -> None:
+    """Make the disk image and the UKI."""
+    config = context.config
+    keys = config.keys
+    private = context.sandbox / "image"
+    options = [
+        f"--initrd={initrd}",
+        f"--image-version={config.version}",
+        "--output=nodeos",
+        f"--sandbox-tree={private}",
+        f"--secure-boot-key={keys.secure_boot_key}",
+        f"--secure-boot-certificate={keys.secure_boot_certificate}",
+        f"--verity-key={keys.verity_key}",
+        f"--verity-certificate={keys.verity_certificate}",
+        f"--build-sources={packages}:wheels",
+        f"--extra-tree={keys.site_public_key}:/usr/lib/nodeos/site.pub.pem",
+        f"--build-directory={config.work / 'mkosi.build'}",
+        f"--environment=VARIANT={config.variant}",
+    ]
+    if config.variant is Variant.DEBUG:
+        options.append(f"--include={config.source / 'image/debug'}")
+    (config.work / "mkosi.build").mkdir(parents=True, exist_ok=True)
+    run_mkosi(context, config.source, options)
+
+
+def run_mkosi(context: Context, directory: Path, options: Sequence[str]) -> None:
+    """Run one mkosi build. Raises ToolError with what to do for the failures that people meet."""
+    config = context.config
+    for name in ("mkosi", "cache/mkosi", "cache/packages", "workspace"):
+        (config.work / name).mkdir(parents=True, exist_ok=True)
+    common = context.sandbox / "common"
+    arguments = [
+        *context.mkosi, f"--directory={directory}", "--force",
+        f"--output-directory={config.work / 'mkosi'}",
+        f"--cache-directory={config.work / 'cache/mkosi'}",
+        f"--package-cache-directory={config.work / 'cache/packages'}",
+        f"--workspace-directory={config.work / 'workspace'}",
+        f"--sandbox-tree={common}",
+        f"--tools-tree-sandbox-tree={common}",
+        f"--source-date-epoch={source_date_epoch(config.source)}",
+        *options, "build",
+    ]  # fmt: skip
+    try:
+        run(arguments, what="mkosi", log=context.log, timeout=3600)
+    except ToolError as error:
+        words = context.log.read_text(errors="replace")
+        hints = {
+            "No space left on device": f"the disk below {config.work} is full: make room and run it again",
+            "Temporary failure resolving": "no network to the package mirror: check it and run it again",
+            "Could not connect": "no network to the package mirror: check it and run it again",
+            "Failed to fetch": "the package mirror refused or lacks a file: check /etc/apt and run it again",
+            "Unable to locate package": "the mirror has no trixie, or an old list: check /etc/apt",
+        }
+        hint = next(
+            (text for sign, text in hints.items() if sign in words), f"the whole log is {context.log}"
+        )
+        raise ToolError(error.message, hint=hint) from error
+
+
+def source_date_epoch(source: Path) -> int:
+    """The time stamp of all files in the image: the last commit's, or the project's fixed date without git."""
+    if not (source / ".git").exists():
+        return 1_767_225_600
+    return int(run(["git", "-C", source, "log", "-1", "--format=%ct"], what="reading the commit's date"))
+
+
+def source_commit(source: Path) -> str:
+    """The commit that is built, with ``+changes`` if the tree differs from it."""
+    if not (source / ".git").exists():
+        return "unknown"
+    commit = run(["git", "-C", source, "rev-parse", "HEAD"], what="reading the commit").decode().strip()
+    changed = run(["git", "-C", source, "status", "--porcelain"], what="looking for changes")
+    return commit + ("+changes" if changed.strip() else "")
+
+
+def finish(context: Context) -> Built:
+    """Move mkosi's outputs to their place and write the release manifest beside them."""
+    config = context.config
+    made = config.work / "mkosi"
+    fresh = context.output.with_suffix(".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    for source, name in (("nodeos.raw", "nodeos.raw"), ("nodeos.efi", "nodeos.efi"),
+                         ("nodeos.manifest", "packages.json")):  # fmt: skip
+        path = made / source
+        if not path.exists():
+            raise ToolError(f"mkosi made no {source}", hint=f"see {context.log}")
+        path.resolve().replace(fresh / name)
+    bootloader = measure.read_esp(fresh / "nodeos.raw", "EFI/BOOT/BOOTX64.EFI")
+    uki = measure.Uki.read(fresh / "nodeos.efi")
+    enrolled = {
+        name: measure.read_esp(fresh / "nodeos.raw", f"loader/keys/auto/{name}.auth")
+        for name in ("PK", "KEK", "db")
+    }
+    release = Release(
+        version=config.version,
+        variant=config.variant,
+        root_hash=uki.root_hash,
+        kernel_command_line=uki.command_line,
+        artefacts={name: describe(fresh / name) for name in ("nodeos.raw", "nodeos.efi", "packages.json")},
+        pcrs={4: measure.pcr4(bootloader, uki.data), 7: measure.pcr7(enrolled)},
+        pcr11=measure.pcr11(uki),
+        source_commit=source_commit(config.source),
+    )
+    write_atomic(fresh / "release.json", release.to_bytes())
+    shutil.rmtree(context.output, ignore_errors=True)
+    context.output.parent.mkdir(parents=True, exist_ok=True)
+    fresh.rename(context.output)
+    return Built.at(context.output)
+
+
+def describe(path: Path) -> Artefact:
+    """Size and SHA-256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+    return Artefact(size=path.stat().st_size, sha256=digest)
+
+
+def package_count(directory: Path) -> int:
+    """How many Debian packages the image holds, by mkosi's manifest."""
+    return len(json.loads((directory / "packages.json").read_text())["packages"])

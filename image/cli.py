@@ -1,0 +1,146 @@
+"""``nodeos image``: build, measure and boot the node image."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from nodeos.cli import emit, wants_json
+from nodeos.core.files import read_file
+from nodeos.core.release import Release, Variant
+
+SOURCE = Path(__file__).resolve().parent.parent
+
+
+@click.group()
+def commands() -> None:
+    """Build, measure and boot the node image."""
+
+
+work_option = click.option(
+    "--work", type=click.Path(path_type=Path), default=SOURCE / "build", show_default="build",
+    help="Where caches and outputs go.",
+)  # fmt: skip
+
+
+@commands.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.pass_context
+def keygen(ctx: click.Context, directory: Path) -> None:
+    """Make the keys of a build in DIRECTORY: Secure Boot, verity, PCR policy, site.
+
+    Keys that are there already are never overwritten.
+    """
+    from image import keys
+
+    made = keys.generate(directory)
+    files = sorted(path.name for path in made.directory.iterdir())
+    emit(ctx, {"directory": str(directory), "files": files}, f"{directory}: {', '.join(files)}")
+
+
+@commands.command()
+@work_option
+@click.option("--keys", "keys_", type=click.Path(path_type=Path),
+              help="The keys to build with (made by `image keygen`). [default: WORK/keys, made if absent]")  # fmt: skip
+@click.option("--variant", type=click.Choice([str(item) for item in Variant]), default=str(Variant.RELEASE),
+              show_default=True, help="release, or debug with a root shell on the console.")  # fmt: skip
+@click.pass_context
+def build(ctx: click.Context, work: Path, keys_: Path | None, variant: str) -> None:
+    """Build the image. Needs root and a Debian package mirror; the first build takes some minutes."""
+    from image import builder
+    from image.keys import BuildKeys, generate
+    from image.steps import Steps
+
+    work = work.absolute()
+    directory = keys_ or work / "keys"
+    keys = BuildKeys(directory=directory.absolute())
+    if keys_ is None and not directory.exists():
+        keys = generate(directory)
+    steps = Steps(1, as_json=wants_json(ctx))
+    config = builder.Config(source=SOURCE, work=work, keys=keys, variant=Variant(variant))
+    with steps.step(f"Build the {variant} image") as step:
+        built = builder.build(config, steps.say)
+        release = Release.parse(built.release.read_bytes())
+        step.notes += [
+            f"{built.disk} ({release.artefacts[built.disk.name].size >> 20} MiB)",
+            f"{built.release}",
+        ]
+    emit(
+        ctx,
+        {"disk": str(built.disk), "uki": str(built.uki), "release": str(built.release)},
+        _describe(release),
+    )
+
+
+@commands.command()
+@click.argument("release", type=click.Path(path_type=Path))
+@click.pass_context
+def show(ctx: click.Context, release: Path) -> None:
+    """Show a release manifest: what was built, and the measurements that it must give."""
+    import json
+
+    data = read_file(release, "the release manifest")
+    emit(ctx, json.loads(data), _describe(Release.parse(data, str(release))))
+
+
+@commands.command()
+@click.argument("machine", type=click.Path(path_type=Path))
+@work_option
+@click.option(
+    "--image", "image_", type=click.Path(path_type=Path), help="The medium to flash on a new machine."
+)
+@click.option("--forward", multiple=True, metavar="HOST:GUEST", help="Forward a loopback port to the guest.")
+@click.option("--seconds", type=click.IntRange(1), help="Press the power button after so long.")
+@click.pass_context
+def boot(  # noqa: PLR0917 - click calls it by keyword
+    ctx: click.Context, machine: Path, work: Path, image_: Path | None, forward: tuple[str, ...],
+         seconds: int | None) -> None:  # fmt: skip
+    """Switch a virtual machine on. MACHINE is its folder, made from --image if it isn't there yet.
+
+    Secure Boot is enforced and the TPM is a software one with a test manufacturer's certificate. Ctrl-C presses
+    the power button.
+    """
+    from hsm.softtpm import ManufacturerCa
+    from image.vm import Machine, choose_accelerator, switch_on
+    from nodeos.core.errors import UsageError
+
+    work = work.absolute()
+    if not machine.exists():
+        if image_ is None:
+            raise UsageError(f"{machine} is not there", hint="name the medium to flash with --image")
+        Machine.make(machine.absolute(), image=image_, ca=ManufacturerCa.create(work / "manufacturer"))
+    ports = dict(_port_pair(item) for item in forward)
+    accelerator = choose_accelerator(work / "probe")
+    box = Machine(directory=machine.absolute())
+    with switch_on(box, accelerator=accelerator, forward=ports) as vm:
+        click.echo(f"on ({accelerator}); console: {box.console}", err=True)
+        try:
+            deadline = time.monotonic() + seconds if seconds else None
+            while vm.process.poll() is None and (deadline is None or time.monotonic() < deadline):
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            click.echo("pressing the power button", err=True)
+        if vm.process.poll() is None:
+            vm.power_button()
+    emit(ctx, {"machine": str(machine), "accelerator": accelerator}, "off")
+
+
+def _port_pair(text: str) -> tuple[int, int]:
+    host, _, guest = text.partition(":")
+    if not (host.isdecimal() and guest.isdecimal()):
+        raise click.UsageError(f"--forward {text}: expected HOST:GUEST, two port numbers")
+    return int(host), int(guest)
+
+
+def _describe(release: Release) -> str:
+    lines = [
+        f"release    {release.version} ({release.variant}), commit {release.source_commit}",
+        f"root hash  {release.root_hash.hex()}",
+        *(f"{name:<10} {item.size:>11} bytes  sha256 {item.sha256.hex()}"
+          for name, item in sorted(release.artefacts.items())),
+        *(f"PCR {index:<6} {value.hex()}" for index, value in sorted(release.pcrs.items())),
+        *(f"PCR 11     {value.hex()}  after {phase}" for phase, value in release.pcr11.items()),
+    ]  # fmt: skip
+    return "\n".join(lines)

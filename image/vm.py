@@ -1,0 +1,241 @@
+"""A virtual machine as near to a node as QEMU comes: UEFI with Secure Boot enforced, TPM 2.0, two disks.
+
+A machine is a folder that keeps what real hardware keeps between boots: firmware variables, the TPM's state,
+both disks. Starting it again is a power cycle.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hsm.softtpm import ManufacturerCa, SoftTpm
+
+from image import qmp
+from nodeos.core.errors import ToolError, UsageError
+from nodeos.core.run import find_tool, scrubbed_environment
+
+_FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
+_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+_KVM_GET_API_VERSION = 0xAE00
+_PROBE_SECONDS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The folder of one machine."""
+
+    directory: Path
+
+    @property
+    def boot_disk(self) -> Path:
+        return self.directory / "boot.raw"
+
+    @property
+    def data_disk(self) -> Path:
+        return self.directory / "data.raw"
+
+    @property
+    def variables(self) -> Path:
+        return self.directory / "firmware-variables.fd"
+
+    @property
+    def tpm(self) -> SoftTpm:
+        return SoftTpm(self.directory / "tpm")
+
+    @property
+    def console(self) -> Path:
+        return self.directory / "console.log"
+
+    @classmethod
+    def make(cls, directory: Path, *, image: Path, ca: ManufacturerCa, data_bytes: int = 8 << 30) -> Machine:
+        """A new machine: the image flashed, firmware in setup mode, a TPM of ``ca``, an empty data disk.
+
+        A folder that is there already is left alone: UsageError.
+        """
+        if directory.exists():
+            raise UsageError(f"{directory} is there already", hint="name another folder, or remove this one")
+        fresh = directory.with_name(directory.name + ".new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        machine = cls(directory=fresh.absolute())
+        copy_sparse(image, machine.boot_disk)
+        with machine.data_disk.open("wb") as file:
+            file.truncate(data_bytes)
+        if not _VARIABLES.is_file():
+            raise ToolError(f"{_VARIABLES} is not there", hint="run `make setup`, or: apt-get install ovmf")
+        shutil.copyfile(_VARIABLES, machine.variables)
+        machine.tpm.provision(ca)
+        fresh.rename(directory)
+        return cls(directory=directory.absolute())
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy a disk image and leave its holes out."""
+    chunk = 1 << 20
+    zero = bytes(chunk)
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while data := reader.read(chunk):
+            if data == zero[: len(data)]:
+                writer.seek(len(data), os.SEEK_CUR)
+            else:
+                writer.write(data)
+        writer.truncate()
+
+
+@dataclass(slots=True, kw_only=True)
+class Vm:
+    """A machine that is switched on."""
+
+    machine: Machine
+    process: subprocess.Popen[bytes]
+    accelerator: str
+    started: float = field(default_factory=time.monotonic)
+
+    def wait_until(self, ready: Callable[[], bool], *, seconds: float, what: str) -> None:
+        """Ask ``ready`` again and again until it says yes.
+
+        Raises ToolError with the end of the console when the time is up or the machine is off.
+        """
+        deadline = time.monotonic() + seconds
+        while not ready():
+            if self.process.poll() is not None:
+                raise ToolError(f"{what}: the virtual machine switched itself off{self._console_tail()}")
+            if time.monotonic() > deadline:
+                raise ToolError(
+                    f"{what}: not within {seconds:.0f} s{self._console_tail()}",
+                    hint=f"the whole console is {self.machine.console}",
+                )
+            time.sleep(0.5)
+
+    def power_button(self, *, seconds: float = 120) -> None:
+        """Press the power button and wait until the machine is off."""
+        qmp.execute(self.machine.directory / "qmp.sock", "system_powerdown")
+        self.wait_for_exit(seconds=seconds)
+
+    def wait_for_exit(self, *, seconds: float) -> None:
+        """Wait until the machine has switched itself off."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired as error:
+            raise ToolError(
+                f"the virtual machine is still on after {seconds:.0f} s{self._console_tail()}",
+                hint=f"the whole console is {self.machine.console}",
+            ) from error
+
+    def _console_tail(self) -> str:
+        with suppress(OSError):
+            lines = self.machine.console.read_bytes().decode(errors="replace").splitlines()[-15:]
+            return "".join(f"\n  | {line.strip()[:160]}" for line in lines if line.strip())
+        return ""
+
+
+@contextmanager
+def switch_on(
+    machine: Machine,
+    *,
+    accelerator: str,
+    forward: dict[int, int] | None = None,
+    memory_mib: int = 2048,
+    processors: int = 2,
+    port: Path | None = None,
+) -> Iterator[Vm]:
+    """Start a machine; on leaving it is off, whatever happened.
+
+    ``forward`` maps TCP ports of this host's loopback to ports of the guest, which reaches this host at
+    10.0.2.2. ``port``, where given, receives what the guest writes to its virtio port ``nodeos.verdict``.
+    """
+    qemu = find_tool("qemu-system-x86_64", package="qemu-system-x86")
+    if not _FIRMWARE.is_file():
+        raise ToolError(f"{_FIRMWARE} is not there", hint="run `make setup`, or: apt-get install ovmf")
+    directory = machine.directory
+    forwards = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for host, guest in (forward or {}).items())
+    with ExitStack() as stack:
+        tpm = stack.enter_context(machine.tpm.serve_vm())
+        command = [
+            qemu, *_firmware_options(accelerator, machine.variables),
+            "-smp", str(processors), "-m", str(memory_mib),
+            "-serial", f"file:{machine.console}",
+            "-qmp", f"unix:{directory / 'qmp.sock'},server=on,wait=off",
+            "-chardev", f"socket,id=tpm,path={tpm}", "-tpmdev", "emulator,id=tpm0,chardev=tpm",
+            "-device", "tpm-crb,tpmdev=tpm0",
+            "-drive", f"if=none,id=boot,format=raw,file={machine.boot_disk}",
+            "-device", "virtio-blk-pci,drive=boot,bootindex=1,serial=boot",
+            "-drive", f"if=none,id=data,format=raw,discard=unmap,file={machine.data_disk}",
+            "-device", "virtio-blk-pci,drive=data,serial=data",
+            "-netdev", f"user,id=net{forwards}", "-device", "virtio-net-pci,netdev=net,romfile=",
+            "-device", "virtio-rng-pci",
+        ]  # fmt: skip
+        if port is not None:
+            command += [
+                "-device", "virtio-serial-pci",
+                "-chardev", f"file,id=verdict,path={port}",
+                "-device", "virtserialport,chardev=verdict,name=nodeos.verdict",
+            ]  # fmt: skip
+        log = stack.enter_context((directory / "qemu.log").open("ab"))
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=scrubbed_environment()
+        )
+        stack.callback(_switch_off, process)
+        yield Vm(machine=machine, process=process, accelerator=accelerator)
+
+
+def _firmware_options(accelerator: str, variables: Path) -> list[str]:
+    processor = "host" if accelerator == "kvm" else "max"
+    return [
+        "-machine", f"q35,smm=on,accel={accelerator}", "-cpu", processor,
+        "-nodefaults", "-display", "none", "-vga", "none",
+        # Only code in system management mode may write the firmware's variables.
+        "-global", "driver=cfi.pflash01,property=secure,value=on",
+        "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={_FIRMWARE}",
+        "-drive", f"if=pflash,format=raw,unit=1,file={variables}",
+    ]  # fmt: skip
+
+
+def _switch_off(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def choose_accelerator(scratch: Path) -> str:
+    """``kvm`` if it can run the firmware here, else ``tcg``.
+
+    A host can have /dev/kvm and fail at the firmware's system management mode, so the firmware is started for
+    real, without a disk, until it says its first word.
+    """
+    try:
+        with open("/dev/kvm", "rb+", buffering=0) as device:  # noqa: PTH123 - a device, not a file
+            fcntl.ioctl(device, _KVM_GET_API_VERSION)
+    except OSError:
+        return "tcg"
+    scratch.mkdir(parents=True, exist_ok=True)
+    variables, console = scratch / "probe.fd", scratch / "probe.log"
+    shutil.copyfile(_VARIABLES, variables)
+    console.unlink(missing_ok=True)
+    qemu = find_tool("qemu-system-x86_64", package="qemu-system-x86")
+    process = subprocess.Popen(
+        [qemu, *_firmware_options("kvm", variables), "-m", "512", "-serial", f"file:{console}"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=scrubbed_environment(),
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + _PROBE_SECONDS
+        while time.monotonic() < deadline and process.poll() is None:
+            if console.exists() and b"BdsDxe" in console.read_bytes():
+                return "kvm"
+            time.sleep(0.2)
+        return "tcg"
+    finally:
+        _switch_off(process)

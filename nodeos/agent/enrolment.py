@@ -1,0 +1,247 @@
+"""Enrolment and attestation, which are the same three steps, and what the node does with the outcome."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+
+from nodeos.agent import evidence
+from nodeos.agent.backoff import SLOW, Backoff, jittered
+from nodeos.agent.config import Config
+from nodeos.agent.console import Console
+from nodeos.agent.device import OpenTpm, TpmDevice
+from nodeos.agent.registrar import Registrar, RegistrarError
+from nodeos.agent.stop import Stop
+from nodeos.core.errors import Finding, RefusedError, UnreachableError
+from nodeos.core.files import read_file, write_atomic
+from nodeos.core.protocol import (
+    Challenge,
+    EnrolmentState,
+    NodeKeys,
+    NodeRecord,
+    Outcome,
+    Poll,
+    Request,
+    poll_proof,
+)
+from nodeos.core.site import SignedSite, SiteConfig
+
+STEP = "enrolment"
+# How long a poll may be put off by the registrar, in seconds.
+LONGEST_POLL = 300
+_UNDECIDED = (EnrolmentState.PENDING, EnrolmentState.CHALLENGED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Who asks. ``id`` is the machine id of the endorsement key."""
+
+    id: str
+    ek_public: bytes
+    ek_certificates: tuple[bytes, ...]
+    ak_public: bytes
+    keys: NodeKeys
+    site: SignedSite
+
+    @property
+    def request(self) -> Request:
+        return Request(
+            ek_public=self.ek_public,
+            ek_certificates=self.ek_certificates,
+            ak_public=self.ak_public,
+            site_document=self.site.document,
+            site_signature=self.site.signature,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """A challenge that was answered; its secret authenticates the polls."""
+
+    name: str
+    secret: bytes = field(repr=False)
+    counter: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Enrolment:
+    """One boot's dealings with the registrar. ``statement`` holds for the whole boot."""
+
+    config: Config
+    open_tpm: OpenTpm
+    registrar: Registrar
+    console: Console
+    stop: Stop
+    settings: SiteConfig
+    machine: Machine
+    statement: bytes
+    record: NodeRecord | None
+    backoff: Backoff = field(default_factory=Backoff)
+
+    def keep_attested(self, period: int) -> None:
+        """Attest, and again every ``period`` seconds, until StopRequested or an error of this machine."""
+        if self.record is not None:
+            self.console.tell(STEP, f"inducted in an earlier boot as {self.record.node_id}; attesting anew")
+        while True:
+            self.stop.wait(self.once(period))
+
+    def once(self, period: int) -> float:
+        """Attest once, and wait for the operator if need be. Returns the seconds until the next time."""
+        try:
+            outcome = self.attest()
+            if outcome.state is EnrolmentState.INDUCTED and outcome.node is not None:
+                return self._inducted(outcome.node, outcome.findings, period)
+        except UnreachableError as error:
+            return self._unreachable(error)
+        except RegistrarError as error:
+            return self._useless(error)
+        except RefusedError as error:
+            # Its message lists the findings below its first line; the console does that itself.
+            message = error.message.splitlines()[0]
+            return self._refused(EnrolmentState.REFUSED, message, error.findings, error.hint)
+        rejected = outcome.state is EnrolmentState.REJECTED
+        message = "the operator rejected this machine" if rejected else "the registrar refused this machine"
+        return self._refused(outcome.state, message, outcome.findings, None)
+
+    def attest(self) -> Outcome:
+        """The protocol up to a decision: an outcome that is neither challenged nor pending."""
+        with self.stop.interruptible():
+            challenge = self.registrar.challenge(self.machine.request)
+        with self.open_tpm() as tpm:
+            session = Session(name=challenge.session, secret=_activate(tpm, challenge))
+            if evidence.is_incomplete(self.config.userspace_log):
+                self.console.tell(STEP, "systemd's measurement log is marked as incomplete")
+            proof = evidence.gather(self.config, tpm, challenge, session.secret, self.statement)
+        with self.stop.interruptible():
+            outcome = self.registrar.evidence(self.machine.id, proof)
+        self.backoff.reset()
+        return self._wait_for_operator(session, outcome)
+
+    def _wait_for_operator(self, session: Session, outcome: Outcome) -> Outcome:
+        """Poll until the outcome is a decision. Raises RegistrarError if the session is no longer known."""
+        told: tuple[Finding, ...] | None = None
+        while outcome.state in _UNDECIDED:
+            self._remember(outcome.state, outcome.findings)
+            if outcome.findings != told:
+                told = outcome.findings
+                self._pending(outcome.findings)
+            self.stop.wait(min(max(outcome.poll_after, 1), LONGEST_POLL))
+            answer = self._poll(session)
+            while answer is None:
+                told = None  # say again that we wait, once the registrar is back
+                answer = self._poll(session)
+            outcome = answer
+        return outcome
+
+    def _poll(self, session: Session) -> Outcome | None:
+        """Ask once. None if nobody answered, after telling that and waiting."""
+        session.counter += 1
+        poll = Poll(
+            session=session.name,
+            counter=session.counter,
+            proof=poll_proof(session.secret, session.name, session.counter),
+        )
+        try:
+            with self.stop.interruptible():
+                outcome = self.registrar.poll(self.machine.id, poll)
+        except UnreachableError as error:
+            self.stop.wait(self._unreachable(error))
+            return None
+        self.backoff.reset()
+        return outcome
+
+    def _pending(self, findings: tuple[Finding, ...]) -> None:
+        self.console.know(state=str(EnrolmentState.PENDING), attested_at=int(time.time()))
+        words = (
+            f"the evidence was accepted; waiting for the operator of {self.settings.data_center} "
+            f"to approve this machine\n  → nodeos enroll approve {self.machine.id}"
+        )
+        self.console.findings(STEP, words, findings)
+        self.console.ready()
+
+    def _inducted(self, node: NodeRecord, findings: tuple[Finding, ...], period: int) -> float:
+        self._check_record(node)
+        data = node.to_bytes()
+        if self.record is None or self.record != node:
+            write_atomic(self.config.node_record, data)
+            self.record = node
+        self._remember(EnrolmentState.INDUCTED, findings)
+        self.console.know(state=str(EnrolmentState.INDUCTED), attested_at=int(time.time()))
+        words = f"attested as the node {node.node_id}; again in {period} s"
+        self.console.findings("running", words, findings)
+        self.console.ready()
+        return float(period)
+
+    def _check_record(self, node: NodeRecord) -> None:
+        """The registrar's record must be this node's, on this machine, for this site."""
+        expected = {
+            "machine": (node.machine, self.machine.id),
+            "keys": (node.keys, self.machine.keys),
+            "data_center": (node.data_center, self.settings.data_center),
+            "operator": (node.operator, self.settings.operator),
+        }
+        wrong = tuple(
+            Finding(
+                code=f"record.{name}", message="the registrar's record says something else than this node"
+            )
+            for name, (found, ours) in expected.items()
+            if found != ours
+        )
+        if wrong:
+            raise RefusedError(
+                "the node record that the registrar sent is refused",
+                wrong,
+                hint="tell the registrar's keeper",
+            )
+
+    def _unreachable(self, error: UnreachableError) -> float:
+        delay = self.backoff.delay()
+        words = f"registrar can't be reached ({error.message}); trying again in {delay:.0f} s"
+        if self.record is not None:
+            words += f"; the replica runs on the record of {self.record.node_id}"
+        self.console.tell(STEP, words)
+        return delay
+
+    def _useless(self, error: RegistrarError) -> float:
+        delay = self.backoff.delay()
+        hint = f"\n  → {error.hint}" if error.hint else ""
+        self.console.tell(STEP, f"{error.message}{hint}\n  trying again in {delay:.0f} s")
+        return delay
+
+    def _refused(
+        self, state: EnrolmentState, message: str, findings: tuple[Finding, ...], hint: str | None
+    ) -> float:
+        delay = jittered(SLOW)
+        self._remember(state, findings)
+        self.console.know(state=str(state))
+        todo = hint or (
+            f"put right what is listed, or ask the operator of {self.settings.data_center}; "
+            f"`nodeos enroll show {self.machine.id}` tells more"
+        )
+        todo += f"\n  trying again in {delay:.0f} s"
+        self.console.findings(STEP, message, findings, todo)
+        return delay
+
+    def _remember(self, state: EnrolmentState, findings: tuple[Finding, ...]) -> None:
+        """Keep the last outcome on the state partition: {"version", "machine", "state", "findings"}."""
+        value = {
+            "version": 1,
+            "machine": self.machine.id,
+            "state": str(state),
+            "findings": [f.to_json() for f in findings],
+        }
+        data = json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
+        path = self.config.enrolment
+        if not path.exists() or read_file(path, "last outcome") != data:
+            write_atomic(path, data)
+
+
+def _activate(tpm: TpmDevice, challenge: Challenge) -> bytes:
+    """The secret in the challenge. If it is for another TPM, that is the registrar's mistake, not ours."""
+    from hsm.errors import TpmCredentialError
+
+    try:
+        return tpm.activate(challenge.credential_blob, challenge.encrypted_secret)
+    except TpmCredentialError as error:
+        raise RegistrarError(f"the registrar's challenge is not for this TPM: {error.message}") from error

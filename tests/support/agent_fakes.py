@@ -1,0 +1,288 @@
+"""Stand-ins for the agent's tests: a TPM without a TPM, a registrar that says what it is told to say, a
+site's files, and a clock that doesn't wait. The component tests put the real parts in their place."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from nodeos.agent.config import Config
+from nodeos.agent.console import Console
+from nodeos.agent.stop import Stop, StopRequested
+from nodeos.core.errors import Finding, NodeosError
+from nodeos.core.principal import Principal
+from nodeos.core.protocol import (
+    Challenge,
+    EnrolmentState,
+    Evidence,
+    NodeRecord,
+    Outcome,
+    Poll,
+    Request,
+    Statement,
+    machine_id,
+    poll_proof,
+    qualifying_data,
+    secret_proof,
+)
+from nodeos.core.site import SIGNATURE_DOMAIN, Network, SiteConfig
+
+OPERATOR = Principal.self_authenticating(b"operator")
+SECRET = b"s" * 32
+
+
+@dataclass(frozen=True, slots=True)
+class FakeEndorsement:
+    public: bytes = b"ek"
+    certificates: tuple[bytes, ...] = (b"certificate",)
+
+
+@dataclass(frozen=True, slots=True)
+class FakeQuote:
+    attest: bytes
+    signature: bytes
+    pcrs: dict[int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class FakeIdentity:
+    manufacturer: str = "FAKE"
+    model: str = "none"
+    firmware: str = "1.2"
+
+
+@dataclass(slots=True)
+class FakeTpm:
+    """Registers that extend as a TPM's do. A credential for it is its secret, in the clear."""
+
+    pcrs: dict[int, bytes] = field(default_factory=lambda: {index: bytes(32) for index in range(24)})
+    measured: list[tuple[int, bytes]] = field(default_factory=list)
+    activate_error: NodeosError | None = None
+
+    def __enter__(self) -> FakeTpm:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+    def endorsement(self) -> FakeEndorsement:
+        return FakeEndorsement()
+
+    def attestation_key(self) -> bytes:
+        return b"ak"
+
+    def activate(self, credential_blob: bytes, encrypted_secret: bytes) -> bytes:
+        if self.activate_error is not None:
+            raise self.activate_error
+        return credential_blob
+
+    def quote(self, qualifying: bytes, pcrs: Sequence[int]) -> FakeQuote:
+        return FakeQuote(qualifying, b"signature", {index: self.pcrs[index] for index in pcrs})
+
+    def read_pcrs(self, pcrs: Sequence[int]) -> dict[int, bytes]:
+        return {index: self.pcrs[index] for index in pcrs}
+
+    def measure(self, pcr: int, data: bytes) -> None:
+        self.measured.append((pcr, data))
+        self.pcrs[pcr] = hashlib.sha256(self.pcrs[pcr] + hashlib.sha256(data).digest()).digest()
+
+    def identity(self) -> FakeIdentity:
+        return FakeIdentity()
+
+
+def finding(code: str = "a.b", message: str = "not right") -> Finding:
+    return Finding(code=code, message=message)
+
+
+def outcome(state: EnrolmentState, *findings: Finding) -> Outcome:
+    return Outcome(state=state, findings=findings, poll_after=7, node=None)
+
+
+@dataclass(slots=True)
+class FakeRegistrar:
+    """Takes the next of ``answers`` for each evidence and poll; an exception is raised, None inducts.
+
+    It checks what the node must get right: the session, the proof of the secret, the growing counter.
+    """
+
+    answers: list[Outcome | Exception | None] = field(default_factory=list)
+    before_challenge: list[Exception] = field(default_factory=list)
+    credential: Callable[[Request], tuple[bytes, bytes, bytes]] = lambda request: (SECRET, b"", SECRET)
+    data_center: str = "zh1"
+    requests: list[Request] = field(default_factory=list)
+    evidence: list[Evidence] = field(default_factory=list)
+    counter: int = 0
+    secret: bytes = b""
+    nonce: bytes = b""
+
+    def request(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        assert method == "POST"
+        assert body is not None
+        if path == "/v1/enrolments":
+            return self._challenge(Request.parse(body)).to_bytes()
+        prefix = f"/v1/enrolments/{self.requests[-1].machine}/"
+        assert path.startswith(prefix)
+        if path == prefix + "evidence":
+            return self._evidence(Evidence.parse(body)).to_bytes()
+        assert path == prefix + "status"
+        return self._poll(Poll.parse(body)).to_bytes()
+
+    def _challenge(self, request: Request) -> Challenge:
+        if self.before_challenge:
+            raise self.before_challenge.pop(0)
+        self.requests.append(request)
+        blob, encrypted, self.secret = self.credential(request)
+        self.nonce, self.counter = hashlib.sha256(b"%d" % len(self.requests)).digest(), 0
+        return Challenge(
+            session=f"session-{len(self.requests)}",
+            credential_blob=blob,
+            encrypted_secret=encrypted,
+            nonce=self.nonce,
+            seconds=60,
+        )
+
+    def _evidence(self, evidence: Evidence) -> Outcome:
+        assert evidence.session == f"session-{len(self.requests)}"
+        qualifying = qualifying_data(self.nonce, evidence.statement)
+        assert hmac.compare_digest(evidence.secret_proof, secret_proof(self.secret, qualifying))
+        self.evidence.append(evidence)
+        return self._answer()
+
+    def _poll(self, poll: Poll) -> Outcome:
+        assert poll.counter > self.counter
+        self.counter = poll.counter
+        assert poll.proof == poll_proof(self.secret, poll.session, poll.counter)
+        return self._answer()
+
+    def _answer(self) -> Outcome:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        if answer is not None:
+            return answer
+        return Outcome(state=EnrolmentState.INDUCTED, findings=(), poll_after=0, node=self.record())
+
+    def record(self) -> NodeRecord:
+        keys = Statement.parse(self.evidence[-1].statement).keys
+        return NodeRecord(
+            node_id=keys.node_id,
+            machine=machine_id(self.requests[-1].ek_public),
+            data_center=self.data_center,
+            operator=OPERATOR,
+            node_reward_type="type1",
+            keys=keys,
+            inducted_at=1_800_000_000,
+        )
+
+
+class FakeStop(Stop):
+    """Doesn't wait, but writes down for how long it should have; asks to stop at the ``last`` wait."""
+
+    def __init__(self, last: int = 1) -> None:
+        super().__init__()
+        self.last = last
+        self.waits: list[float] = []
+
+    def wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        if len(self.waits) >= self.last:
+            raise StopRequested
+
+
+class Listener(Console):
+    """A console whose words and status are at hand."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "status.json"
+        self.words = io.StringIO()
+        super().__init__(status=self.path, device=directory / "no-console")
+
+    def tell(self, step: str, message: str) -> None:
+        with redirect_stderr(self.words):
+            super().tell(step, message)
+
+    @property
+    def status(self) -> dict[str, object]:
+        value = json.loads(self.path.read_bytes())
+        assert isinstance(value, dict)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A site key, and a configuration that it signed."""
+
+    key: Ed25519PrivateKey
+    config: SiteConfig
+
+    def write(self, config: Config, signer: Ed25519PrivateKey | None = None) -> None:
+        document = self.config.to_bytes()
+        config.esp.mkdir(parents=True, exist_ok=True)
+        (config.esp / "site.json").write_bytes(document)
+        (config.esp / "site.sig").write_bytes((signer or self.key).sign(SIGNATURE_DOMAIN + document))
+        pem = self.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        config.site_key.write_bytes(pem)
+
+
+def make_site(url: str, ca: str, network: Network | None = None, operator: Principal = OPERATOR) -> Site:
+    return Site(
+        Ed25519PrivateKey.generate(),
+        SiteConfig(
+            data_center="zh1",
+            registrar_url=url,
+            registrar_ca=ca,
+            operator=operator,
+            node_reward_type="type1",
+            network=network,
+        ),
+    )
+
+
+UUID = "6a4e0f0e-52a5-4f0c-9e2c-111111111111"
+METADATA = {
+    "keyslots": {"0": {"type": "luks2"}},
+    "tokens": {
+        "0": {"type": "systemd-tpm2", "keyslots": ["0"], "tpm2-pcrs": [7], "tpm2_pubkey_pcrs": [11]},
+        "1": {"type": "systemd-recovery", "keyslots": ["1"]},
+    },
+}
+
+
+def make_config(directory: Path) -> Config:
+    """All paths below ``directory``, with what the image would have put there."""
+    config = Config(
+        state=directory / "state",
+        esp=directory / "esp" / "nodeos",
+        site_key=directory / "site.pub.pem",
+        volume_report=directory / "state.json",
+        status=directory / "run" / "status.json",
+        console=directory / "console",
+        firmware_log=directory / "firmware.log",
+        userspace_log=directory / "userspace.log",
+        os_release=directory / "os-release",
+        network_directory=directory / "network",
+    )
+    report = {"made_this_boot": True, "luks_uuid": UUID, "device": "/dev/state"}
+    config.volume_report.write_text(json.dumps(report))
+    config.os_release.write_text('ID=debian\nIMAGE_VERSION="1.2.3"\n')
+    config.firmware_log.write_bytes(b"firmware")
+    config.userspace_log.write_bytes(b"userspace")
+    return config
+
+
+def read_header(device: str) -> tuple[str, bytes]:
+    return UUID, json.dumps(METADATA).encode()
+
+
+@contextmanager
+def opened(tpm: FakeTpm) -> Iterator[FakeTpm]:
+    yield tpm

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from nodeos.agent.console import Console, notify
+from nodeos.agent.stop import Stop, StopRequested
+from nodeos.core.errors import NodeosError, RefusedError
+from tests.support.agent_fakes import finding
+
+
+@pytest.fixture
+def console(tmp_path: Path) -> Console:
+    (tmp_path / "console").touch()
+    return Console(status=tmp_path / "status.json", device=tmp_path / "console")
+
+
+def status(tmp_path: Path) -> dict[str, object]:
+    value = json.loads((tmp_path / "status.json").read_bytes())
+    assert isinstance(value, dict)
+    return value
+
+
+def test_every_step_goes_everywhere(
+    console: Console, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.know(machine="m", node_id=None)
+    console.tell("enrolment", "one\n  → two")
+    assert capsys.readouterr() == ("", "nodeos: enrolment: one\n  → two\n")
+    assert (tmp_path / "console").read_bytes() == "nodeos: enrolment: one\r\n  → two\r\n".encode()
+    found = status(tmp_path)
+    assert isinstance(found.pop("at"), int)
+    assert found == {"version": 1, "step": "enrolment", "message": "one\n  → two", "machine": "m"}
+
+
+def test_findings_stay_until_there_are_none(console: Console, tmp_path: Path) -> None:
+    console.findings("enrolment", "no", (finding("a.b", "c"),), "do that")
+    assert status(tmp_path)["message"] == "no\n  ✗ a.b: c\n  → do that"
+    console.tell("enrolment", "more")
+    assert status(tmp_path)["findings"] == [{"code": "a.b", "message": "c"}]
+    console.findings("enrolment", "yes", ())
+    assert "findings" not in status(tmp_path)
+
+
+def test_the_end_is_told_to_the_console_but_not_twice_to_the_journal(
+    console: Console, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.failed(NodeosError("it broke", hint="mend it"))
+    assert capsys.readouterr().err == ""
+    assert b"it broke\r\n" in (tmp_path / "console").read_bytes()
+    assert status(tmp_path)["step"] == "failed"
+    console.failed(RefusedError("no", (finding("a.b", "c"),)))
+    assert status(tmp_path)["findings"] == [{"code": "a.b", "message": "c"}]
+
+
+def test_a_console_that_is_absent_or_blocked_holds_nothing_up(tmp_path: Path) -> None:
+    Console(status=tmp_path / "status.json", device=tmp_path / "absent").tell("a", "b")
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        console = Console(status=tmp_path / "status.json", device=tmp_path / "fifo")
+        for _ in range(3):
+            console.tell("a", "b" * 60_000)
+    finally:
+        os.close(reader)
+    assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_systemd_is_told(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool
+) -> None:
+    name = f"@nodeos-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(name.replace("@", "\0"))
+        monkeypatch.setenv("NOTIFY_SOCKET", name)
+        console.tell("enrolment", "one\ntwo")
+        console.ready()
+        assert listener.recv(200) == b"STATUS=enrolment: one"
+        assert listener.recv(200) == b"READY=1"
+
+
+def test_a_supervisor_that_is_gone_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "absent"))
+    notify("READY=1")
+    assert "systemd can't be told" in capsys.readouterr().err
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    notify("READY=1")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_signal_ends_a_wait_at_once() -> None:
+    with Stop() as stop:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        before = signal.signal(signal.SIGALRM, lambda number, frame: signal.raise_signal(signal.SIGTERM))
+        try:
+            with pytest.raises(StopRequested):
+                stop.wait(600)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+
+
+def test_a_signal_during_work_ends_the_next_wait() -> None:
+    with Stop() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(StopRequested):
+            stop.wait(600)
+        with pytest.raises(StopRequested), stop.interruptible():
+            pytest.fail("must not be reached")
+
+
+def test_the_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Stop():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_status_that_can_not_be_written_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    Console(status=tmp_path / "file" / "status.json", device=tmp_path / "absent").tell("a", "b")
+    err = capsys.readouterr().err
+    assert "status.json: " in err
+    assert "nodeos: a: b" in err
