@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import http.server
@@ -39,7 +40,7 @@ from replica import candid, cbor
 from replica.certificate import CertificateError
 from replica.client import Agent, RejectedError
 from replica.hashing import hash_of_map
-from replica.server import Config, load_identity
+from replica.server import Config, listen, load_identity
 
 COUNTER = bytes(wasmtime.wat2wasm((Path(__file__).parents[2] / "replica/canisters/counter.wat").read_bytes()))
 SPINNER = bytes(
@@ -491,6 +492,27 @@ def test_status_and_cors(shared: Node) -> None:
     assert (status, body) == (204, b"")
     assert "POST" in headers["access-control-allow-methods"]
     assert shared.raw("HEAD", "/api/v2/status")[:2] == (200, b"")
+
+
+def test_answers_are_not_held_back() -> None:
+    async def accepted() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def look(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            peer = writer.get_extra_info("socket")
+            found.set_result(peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listener = listen("127.0.0.1", 0)
+        async with await asyncio.start_server(look, sock=listener):
+            _, writer = await asyncio.open_connection(*listener.getsockname())
+            try:
+                return await found
+            finally:
+                writer.close()
+                await writer.wait_closed()
+
+    assert asyncio.run(accepted()) != 0
 
 
 @pytest.mark.parametrize(
