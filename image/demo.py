@@ -300,8 +300,12 @@ def enrol(context: Context, vm: Vm, step: Step) -> None:
     step.notes.append(
         f"state volume bound to signed PCRs {volume['signed_pcrs']} and to the values of {volume['literal_pcrs']}"
     )
-    quoted = {int(index): value for index, value in node["attestation"]["pcrs"].items()}
-    step.notes += [f"PCR {index:<2} {quoted[index]} as predicted" for index in (4, 7, 11)]
+    predicted = facts["release"]["predicted_pcrs"]
+    for index, name in (("4", "4"), ("7", "7"), ("11", "11 after ready")):
+        quoted = node["attestation"]["pcrs"][index]
+        if quoted != predicted[name]:
+            raise NodeosError(f"PCR {index} is {quoted}, the build predicted {predicted[name]}")
+        step.notes.append(f"PCR {index:<2} {quoted} as predicted")
     if vm.process.poll() is not None:
         raise NodeosError("the node switched itself off")
 
@@ -328,7 +332,7 @@ def run_canister(context: Context, vm: Vm, step: Step) -> None:
     timings = []
     for kind, method in (("call", "increment"), ("call", "increment"), ("query", "read")):
         began = time.monotonic()
-        replies.append(context.canister(kind, canister, method)["reply"])
+        replies.append(context.canister(kind, canister, method)["values"])
         timings.append(time.monotonic() - began)
     if replies != [[1], [2], [2]]:
         raise NodeosError(f"the counter answered {replies}, expected 1, 2, 2")
@@ -363,7 +367,7 @@ def second_boot(context: Context, vm: Vm, step: Step) -> None:
     context.steps.say("waiting for the replica")
     seconds = wait_for_replica(context, vm)
     facts["power_on_to_replica_seconds"] = round(seconds, 1)
-    reply = context.canister("query", facts["canister"]["id"], "read")["reply"]
+    reply = context.canister("query", facts["canister"]["id"], "read")["values"]
     if reply != [facts["canister"]["counter"]]:
         raise NodeosError(f"the counter is {reply} after the reboot, it was {facts['canister']['counter']}")
     facts["canister"]["counter_after_reboot"] = reply[0]

@@ -27,7 +27,7 @@ def render(result: Result) -> str:
         lines += _measurements(facts["release"]["predicted_pcrs"], node["first_attestation"]["pcrs"])
         for name, key in (("first boot", "first_attestation"), ("second boot", "second_attestation")):
             if key in node:
-                verdicts = ", ".join(item["code"] for item in node[key]["verdicts"]) or "no findings"
+                verdicts = ", ".join(f"{item['check']} {item['result']}" for item in node[key]["verdicts"])
                 lines.append(f"{name:<13} {node[key]['state']}: {verdicts}")
     if "canister" in facts:
         canister = facts["canister"]
