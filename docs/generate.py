@@ -39,9 +39,7 @@ def walk(command: click.Command, context: click.Context) -> Iterator[tuple[click
 
 def commands() -> Iterator[tuple[click.Command, click.Context]]:
     """Every command of ``nodeos``, the overview first."""
-    top = click.Context(
-        root, info_name="nodeos", help_option_names=["-h", "--help"], terminal_width=WIDTH
-    )
+    top = click.Context(root, info_name="nodeos", help_option_names=["-h", "--help"], terminal_width=WIDTH)
     return walk(root, top)
 
 
