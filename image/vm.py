@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hsm.softtpm import ManufacturerCa, SoftTpm
-
 from image import qmp
 from nodeos.core.errors import ToolError, UsageError
 from nodeos.core.run import find_tool, scrubbed_environment
@@ -160,7 +159,7 @@ def switch_on(
     with ExitStack() as stack:
         tpm = stack.enter_context(machine.tpm.serve_vm())
         command = [
-            qemu, *_firmware_options(accelerator, machine.variables),
+            qemu, *firmware_options(accelerator, machine.variables),
             "-smp", str(processors), "-m", str(memory_mib),
             "-serial", f"file:{machine.console}",
             "-qmp", f"unix:{directory / 'qmp.sock'},server=on,wait=off",
@@ -187,7 +186,7 @@ def switch_on(
         yield Vm(machine=machine, process=process, accelerator=accelerator)
 
 
-def _firmware_options(accelerator: str, variables: Path) -> list[str]:
+def firmware_options(accelerator: str, variables: Path) -> list[str]:
     processor = "host" if accelerator == "kvm" else "max"
     return [
         "-machine", f"q35,smm=on,accel={accelerator}", "-cpu", processor,
@@ -226,7 +225,7 @@ def choose_accelerator(scratch: Path) -> str:
     console.unlink(missing_ok=True)
     qemu = find_tool("qemu-system-x86_64", package="qemu-system-x86")
     process = subprocess.Popen(
-        [qemu, *_firmware_options("kvm", variables), "-m", "512", "-serial", f"file:{console}"],
+        [qemu, *firmware_options("kvm", variables), "-m", "512", "-serial", f"file:{console}"],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env=scrubbed_environment(),
     )  # fmt: skip
