@@ -11,7 +11,8 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,8 @@ from image import qmp
 from nodeos.core.errors import ToolError, UsageError
 from nodeos.core.run import find_tool, scrubbed_environment
 
-_FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
-_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
+BLANK_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 _KVM_GET_API_VERSION = 0xAE00
 _PROBE_SECONDS = 20
 
@@ -44,6 +45,11 @@ class Machine:
     @property
     def variables(self) -> Path:
         return self.directory / "firmware-variables.fd"
+
+    @property
+    def serial(self) -> Path:
+        """Holds the machine's UUID, which the firmware shows in SMBIOS."""
+        return self.directory / "uuid"
 
     @property
     def tpm(self) -> SoftTpm:
@@ -68,9 +74,12 @@ class Machine:
         copy_sparse(image, machine.boot_disk)
         with machine.data_disk.open("wb") as file:
             file.truncate(data_bytes)
-        if not _VARIABLES.is_file():
-            raise ToolError(f"{_VARIABLES} is not there", hint="run `make setup`, or: apt-get install ovmf")
-        shutil.copyfile(_VARIABLES, machine.variables)
+        if not BLANK_VARIABLES.is_file():
+            raise ToolError(
+                f"{BLANK_VARIABLES} is not there", hint="run `make setup`, or: apt-get install ovmf"
+            )
+        shutil.copyfile(BLANK_VARIABLES, machine.variables)
+        machine.serial.write_text(str(uuid.uuid4()))
         machine.tpm.provision(ca)
         fresh.rename(directory)
         return cls(directory=directory.absolute())
@@ -145,22 +154,24 @@ def switch_on(
     memory_mib: int = 2048,
     processors: int = 2,
     port: Path | None = None,
+    extra: Sequence[str] = (),
 ) -> Iterator[Vm]:
     """Start a machine; on leaving it is off, whatever happened.
 
     ``forward`` maps TCP ports of this host's loopback to ports of the guest, which reaches this host at
     10.0.2.2. ``port``, where given, receives what the guest writes to its virtio port ``nodeos.verdict``.
+    ``extra`` is put behind QEMU's other arguments.
     """
     qemu = find_tool("qemu-system-x86_64", package="qemu-system-x86")
-    if not _FIRMWARE.is_file():
-        raise ToolError(f"{_FIRMWARE} is not there", hint="run `make setup`, or: apt-get install ovmf")
+    if not FIRMWARE.is_file():
+        raise ToolError(f"{FIRMWARE} is not there", hint="run `make setup`, or: apt-get install ovmf")
     directory = machine.directory
     forwards = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for host, guest in (forward or {}).items())
     with ExitStack() as stack:
         tpm = stack.enter_context(machine.tpm.serve_vm())
         command = [
             qemu, *firmware_options(accelerator, machine.variables),
-            "-smp", str(processors), "-m", str(memory_mib),
+            "-uuid", machine.serial.read_text(), "-smp", str(processors), "-m", str(memory_mib),
             "-serial", f"file:{machine.console}",
             "-qmp", f"unix:{directory / 'qmp.sock'},server=on,wait=off",
             "-chardev", f"socket,id=tpm,path={tpm}", "-tpmdev", "emulator,id=tpm0,chardev=tpm",
@@ -178,6 +189,7 @@ def switch_on(
                 "-chardev", f"file,id=verdict,path={port}",
                 "-device", "virtserialport,chardev=verdict,name=nodeos.verdict",
             ]  # fmt: skip
+        command += extra
         log = stack.enter_context((directory / "qemu.log").open("ab"))
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=scrubbed_environment()
@@ -193,7 +205,7 @@ def firmware_options(accelerator: str, variables: Path) -> list[str]:
         "-nodefaults", "-display", "none", "-vga", "none",
         # Only code in system management mode may write the firmware's variables.
         "-global", "driver=cfi.pflash01,property=secure,value=on",
-        "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={_FIRMWARE}",
+        "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}",
         "-drive", f"if=pflash,format=raw,unit=1,file={variables}",
     ]  # fmt: skip
 
@@ -221,7 +233,7 @@ def choose_accelerator(scratch: Path) -> str:
         return "tcg"
     scratch.mkdir(parents=True, exist_ok=True)
     variables, console = scratch / "probe.fd", scratch / "probe.log"
-    shutil.copyfile(_VARIABLES, variables)
+    shutil.copyfile(BLANK_VARIABLES, variables)
     console.unlink(missing_ok=True)
     qemu = find_tool("qemu-system-x86_64", package="qemu-system-x86")
     process = subprocess.Popen(

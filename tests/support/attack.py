@@ -158,3 +158,11 @@ def replace_uki(disk: Path, attack: Path) -> None:
         if name.strip().endswith(".efi"):
             run([mdel, "-i", esp, name.strip()], what="removing the release's UKI")
     run([mcopy, "-i", esp, attack, "::EFI/Linux/attack.efi"], what="planting the attacker's UKI")
+
+
+def put_file_system(disk: Path, *, label: str) -> None:
+    """A file system over the whole disk, as on a disk that somebody used before."""
+    mformat = find_tool("mformat", package="mtools")
+    sectors = disk.stat().st_size // 512
+    run([mformat, "-i", disk, "-F", "-v", label, "-T", str(sectors), "-h", "255", "-s", "63", "::"],
+        what="making a file system")  # fmt: skip

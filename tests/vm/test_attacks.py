@@ -1,0 +1,111 @@
+"""Why the state volume needs both halves of its policy: each alone lets one of these systems in.
+
+Each attacker holds the machine, its disks, its TPM and every file of the release, and boots a system of their
+own on it. That our own system does open the volume is the demo's second boot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from hsm.softtpm import ManufacturerCa
+from image.builder import Built
+from image.keys import BuildKeys
+from image.measure import Uki
+from image.vm import BLANK_VARIABLES, Machine, choose_accelerator, switch_on
+from nodeos.core.release import BootPhase, Release
+from tests.support import attack
+from tests.vm.conftest import WORK, Demo
+
+pytestmark = pytest.mark.vm
+_SECONDS = 420
+
+
+@pytest.fixture(scope="module")
+def built(demo: Demo) -> Built:
+    assert demo.code == 0, demo.summary["error"]
+    return Built.at(WORK / "image/release")
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> str:
+    return choose_accelerator(WORK / "probe")
+
+
+def test_replayed_pcr_11_without_secure_boot(
+    stolen: Machine, built: Built, accelerator: str, tmp_path: Path
+) -> None:
+    """PCR 11 begins at zero for any system that the stub did not measure, so its value can be replayed.
+
+    With Secure Boot off anything boots. PCR 11 is then just what the signature allows; PCR 7 is what stops it.
+    """
+    uki = Uki.read(built.uki)
+    release = Release.parse(built.release.read_bytes())
+    stolen.variables.write_bytes(BLANK_VARIABLES.read_bytes())
+    kernel, initrd, report = (tmp_path / name for name in ("kernel", "initrd", "report"))
+    kernel.write_bytes(uki.sections[".linux"])
+    initrd.write_bytes(attack.initrd(uki, extend=attack.replay_of_pcr11(uki)))
+    direct = ["-kernel", str(kernel), "-initrd", str(initrd), "-append", attack.COMMAND_LINE]
+    with switch_on(stolen, accelerator=accelerator, port=report, extra=direct) as vm:
+        vm.wait_for_exit(seconds=_SECONDS)
+    verdict = attack.Verdict.read(report)
+    assert verdict.pcr11 == release.pcr11[BootPhase.ENTER_INITRD], "the replay itself must succeed"
+    assert verdict.pcr7 != release.pcrs[7]
+    assert not verdict.opened
+    assert verdict.code != 0
+
+
+def test_another_system_that_is_validly_signed(
+    stolen: Machine, built: Built, accelerator: str, tmp_path: Path
+) -> None:
+    """PCR 7 is the same for everything that our key signed. The signed policy for PCR 11 is what stops it."""
+    uki = Uki.read(built.uki)
+    release = Release.parse(built.release.read_bytes())
+    keys = BuildKeys(directory=WORK / "keys")
+    other = attack.signed_uki(
+        uki,
+        work=WORK,
+        scratch=tmp_path / "uki",
+        key=keys.secure_boot_key,
+        certificate=keys.secure_boot_certificate,
+    )
+    attack.replace_uki(stolen.boot_disk, other)
+    report = tmp_path / "report"
+    with switch_on(stolen, accelerator=accelerator, port=report) as vm:
+        vm.wait_for_exit(seconds=_SECONDS)
+    verdict = attack.Verdict.read(report)
+    assert verdict.pcr7 == release.pcrs[7], "the firmware must have taken it for one of ours"
+    assert verdict.pcr11 != release.pcr11[BootPhase.ENTER_INITRD]
+    assert not verdict.opened
+    assert verdict.code != 0
+
+
+def test_a_foreign_disk_is_left_alone(demo: Demo, accelerator: str, tmp_path: Path) -> None:
+    """A machine whose only data disk holds somebody's file system waits, and writes nothing to it."""
+    machine = Machine(directory=tmp_path / "machine")
+    assert demo.code == 0, demo.summary["error"]
+    Machine.make(
+        machine.directory,
+        image=WORK / "image/release/nodeos.raw",
+        ca=ManufacturerCa.create(WORK / "demo/manufacturer"),
+        data_bytes=2 << 30,
+    )
+    attack.put_file_system(machine.data_disk, label="BACKUP")
+    before = _digest(machine.data_disk)
+    with switch_on(machine, accelerator=accelerator) as vm:
+        # The console is read only to know when the machine has come to its decision.
+        vm.wait_until(lambda: b"Foreign data" in _console(machine), seconds=_SECONDS, what="the refusal")
+    assert _digest(machine.data_disk) == before
+    assert b"BACKUP" in _console(machine)
+
+
+def _console(machine: Machine) -> bytes:
+    return machine.console.read_bytes() if machine.console.exists() else b""
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,63 @@
+"""The main job: from nothing to a node whose canister answers, and the same after a power cycle."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.vm.conftest import Demo
+
+pytestmark = pytest.mark.vm
+
+
+def test_every_step_holds(demo: Demo) -> None:
+    assert demo.code == 0, demo.summary["error"]
+    assert demo.summary["held"] is True
+    assert [step["title"] for step in demo.summary["steps"] if not step["held"]] == []
+    assert len(demo.summary["steps"]) == 7
+
+
+def test_quotes_are_what_the_build_predicted(demo: Demo) -> None:
+    predicted = demo.summary["release"]["predicted_pcrs"]
+    for boot in ("first_attestation", "second_attestation"):
+        quoted = demo.summary["node"][boot]["pcrs"]
+        assert quoted["4"] == predicted["4"]
+        assert quoted["7"] == predicted["7"]
+        assert quoted["11"] == predicted["11 after ready"]
+
+
+def test_the_running_system_has_left_the_phase_that_may_unseal(demo: Demo) -> None:
+    predicted = demo.summary["release"]["predicted_pcrs"]
+    assert demo.summary["node"]["first_attestation"]["pcrs"]["11"] != predicted["11 after enter-initrd"]
+
+
+def test_state_is_bound_to_the_signed_pcr_11_and_to_pcr_7(demo: Demo) -> None:
+    for boot in ("first_attestation", "second_attestation"):
+        volume = demo.summary["node"][boot]["volume"]
+        assert volume["signed_pcrs"] == [11]
+        assert volume["literal_pcrs"] == [7]
+
+
+def test_the_volume_and_the_counter_outlive_a_power_cycle(demo: Demo) -> None:
+    first, second = (demo.summary["node"][name] for name in ("first_attestation", "second_attestation"))
+    assert first["volume"]["made_this_boot"] is True
+    assert second["volume"]["made_this_boot"] is False
+    assert first["volume"]["luks_uuid"] == second["volume"]["luks_uuid"]
+    assert first["boot_id"] != second["boot_id"]
+    # PCR 15 holds the measured volume key.
+    assert first["pcrs"]["15"] == second["pcrs"]["15"] != "00" * 32
+    assert demo.summary["canister"]["counter_after_reboot"] == demo.summary["canister"]["counter"] == 2
+
+
+def test_nothing_readable_is_on_the_data_disk(demo: Demo) -> None:
+    """What the node wrote must not be found by a person who takes the disk."""
+    node_id = demo.summary["node"]["node_id"].encode()
+    canister = b"nodeos-replica"
+    words = [node_id, canister, b"node.json", b"committee.hex", b"PRIVATE KEY", b"SQLite format 3"]
+    longest = max(map(len, words))
+    tail = b""
+    with demo.machine.data_disk.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            window = tail + chunk
+            if window.count(0) != len(window):
+                assert [word for word in words if word in window] == []
+            tail = chunk[-longest:]
