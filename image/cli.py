@@ -43,7 +43,7 @@ def keygen(ctx: click.Context, directory: Path) -> None:
 @commands.command()
 @work_option
 @click.option("--keys", "keys_", type=click.Path(path_type=Path),
-              help="The keys to build with, from `image keygen`. [default: WORK/keys, made if absent]")  # fmt: skip
+              help="The keys of the build, from `image keygen`. [default: WORK/keys, made if absent]")  # fmt: skip
 @click.option("--variant", type=click.Choice([str(item) for item in Variant]), default=str(Variant.RELEASE),
               show_default=True, help="release, or debug with a root shell on the console.")  # fmt: skip
 @click.pass_context

@@ -90,6 +90,7 @@ def generate(directory: Path) -> BuildKeys:
     if directory.exists() and any(directory.iterdir()):
         raise UsageError(f"{directory} is not empty", hint="keys are never overwritten; name another folder")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.chmod(0o700)
     keys = BuildKeys(directory=directory)
     for name, purpose in (("secure-boot", "nodeos Secure Boot"), ("verity", "nodeos root verity")):
         key = generate_private_key(public_exponent=65537, key_size=2048)

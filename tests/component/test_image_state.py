@@ -312,7 +312,7 @@ def test_two_state_volumes(world: World) -> None:
 @pytest.mark.parametrize("columns", [{"RM": 1}, {"RO": 1}, {"PARTUUID": "other"}])
 def test_state_volume_where_it_may_not_be(world: World, columns: dict[str, object]) -> None:
     boot = world.boot_disk()
-    disk = boot if "PARTUUID" in columns else world.disk("vdb", **columns)
+    disk = boot if "PARTUUID" in columns else world.disk("vdb", 2 * GIB, **columns)
     world.partition(disk, PARTTYPE=STATE_TYPE)
     world.disk("vdc")
     outcome = world.outcome()

@@ -90,9 +90,13 @@ class World:
         self._program("lsblk", _LSBLK)
         self._program("systemd-repart", _REPART % STATE_TYPE)
         for name in ("modprobe", "udevadm", "systemd-cryptsetup"):
-            self._program(name, f"import sys, os\nsys.exit(os.path.exists({str(self.tools / name)!r} + '-fails'))")
+            self._program(
+                name, f"import sys, os\nsys.exit(os.path.exists({str(self.tools / name)!r} + '-fails'))"
+            )
         dump = f"print(open({str(self.header)!r}).read() if sys.argv[1] == 'luksDump' else 'the-uuid')"
-        self._program("cryptsetup", f"import os, sys\nif not os.path.exists({str(self.header)!r}): sys.exit(1)\n{dump}")
+        self._program(
+            "cryptsetup", f"import os, sys\nif not os.path.exists({str(self.header)!r}): sys.exit(1)\n{dump}"
+        )
         self.when_it_waits("")
 
     @property
@@ -117,12 +121,14 @@ class World:
         return self.directory / "run"
 
     def breaks(self, what: str) -> None:
-        """Make a stand-in fail: ``lsblk-fails``, ``repart-fails``, ``systemd-cryptsetup-fails``, ``udev-is-late``."""
+        """Break a stand-in: lsblk-fails, repart-fails, systemd-cryptsetup-fails, udev-is-late."""
         (self.tools / what).touch()
 
     def when_it_waits(self, script: str, *, end_after: int = 4) -> None:
         """Python lines that run each time the script sleeps. It is ended at the fourth time."""
-        self._program("sleep", f"""
+        self._program(
+            "sleep",
+            f"""
 import json, os, pathlib, signal
 here = pathlib.Path(__file__).parent
 count = here / "slept"
@@ -131,7 +137,8 @@ count.write_text(str(times))
 {script}
 if times >= {end_after}:
     os.kill(os.getppid(), signal.SIGTERM)
-""")
+""",
+        )
 
     def disk(self, name: str, size: int = 2 * GIB, **columns: object) -> Path:
         """An empty disk: a sparse file, as ``lsblk`` shows it."""
