@@ -238,6 +238,7 @@ def finish(context: Context) -> Built:
         path.resolve().replace(fresh / name)
     bootloader = measure.read_esp(fresh / "nodeos.raw", "EFI/BOOT/BOOTX64.EFI")
     uki = measure.Uki.read(fresh / "nodeos.efi")
+    measure.check_pcr_signature(uki)
     enrolled = {
         name: measure.read_esp(fresh / "nodeos.raw", f"loader/keys/auto/{name}.auth")
         for name in ("PK", "KEK", "db")

@@ -110,7 +110,7 @@ def test_site_key(tmp_path: Path) -> None:
 def test_no_site_key(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "site.key"
     path.write_bytes(data)
-    with pytest.raises(UsageError, match="no private key in PEM|not an Ed25519 key"):
+    with pytest.raises(UsageError, match=r"no private key in PEM|not an Ed25519 key"):
         media.load_site_key(path)
     with pytest.raises(UsageError, match="the site key"):
         media.load_site_key(tmp_path / "absent")

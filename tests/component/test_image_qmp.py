@@ -61,7 +61,7 @@ def test_refusal(tmp_path: Path) -> None:
 def test_line_closed(answers: tuple[bytes, ...], tmp_path: Path) -> None:
     with (
         served(tmp_path / "qmp", GREETING, *answers),
-        pytest.raises(ToolError, match="closed the line|does not answer"),
+        pytest.raises(ToolError, match=r"closed the line|does not answer"),
     ):
         qmp.execute(tmp_path / "qmp", "system_powerdown")
 

@@ -111,7 +111,7 @@ def make_disk(path: Path, files: Mapping[str, bytes] | None, *, esp_mib: int = 8
 
 
 def make_auth(certificate: bytes, *, owner: bytes = bytes(range(16))) -> bytes:
-    """A signed variable update (EFI_VARIABLE_AUTHENTICATION_2) with one certificate; its signature is no real one."""
+    """A signed variable update (EFI_VARIABLE_AUTHENTICATION_2) with one certificate and no real signature."""
     signature = b"not a real signature"
     time_stamp = struct.pack("<HBBBBBBIhBB", 2026, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0)
     wrapper = struct.pack("<IHH", 24 + len(signature), 0x0200, 0x0EF1) + bytes(16) + signature
