@@ -87,7 +87,7 @@ class Built:
 
 def build(config: Config, progress: Progress) -> Built:
     """Build the image. Can be interrupted and run again; caches make the next run short."""
-    config.keys.require()
+    config.keys.require(config.variant)
     check_host(config)
     progress("tools: mkosi")
     context = Context(config=config, mkosi=mkosi.command(config.work / "tools"), progress=progress)
@@ -97,6 +97,7 @@ def build(config: Config, progress: Progress) -> Built:
     context.log.unlink(missing_ok=True)
     progress("initrd (the first time with the tools tree: some minutes)")
     initrd = build_initrd(context)
+    prepare_ukify(context)
     progress("image: root, verity, unified kernel image")
     build_image(context, initrd, packages)
     progress("measurements and manifest")
@@ -120,7 +121,9 @@ def check_host(config: Config) -> None:
 def prepare_sandbox(context: Context) -> None:
     """Write what mkosi lays over its tools: package sources, and the PCR policy's keys for ukify.
 
-    One PCR signature only, for the phase ``enter-initrd``: the running system can't unseal its own disk.
+    One PCR signature only, for the phase ``enter-initrd``: the running system can't unseal its own disk. The
+    kernel inside the UKI stays unsigned: a signed one could be started without the stub, with any initrd, and
+    that could extend PCR 11 to the very value that the policy allows (see docs/security.md).
     """
     tree = context.sandbox
     shutil.rmtree(tree, ignore_errors=True)
@@ -138,10 +141,20 @@ def prepare_sandbox(context: Context) -> None:
     write_atomic(private / "usr/lib/systemd/ukify.conf", ukify.encode())
 
 
+def prepare_ukify(context: Context) -> None:
+    """Lay our wrapper over the tools tree's ukify, and ukify itself beside it (see image/scripts/ukify)."""
+    tree = context.sandbox / "image/usr"
+    wrapper = context.config.source / "image/scripts/ukify"
+    write_atomic(tree / "bin/ukify", wrapper.read_bytes(), mode=0o755)
+    real = context.config.work / "mkosi/tools/usr/bin/ukify"
+    write_atomic(tree / "lib/nodeos/ukify", real.read_bytes(), mode=0o755)
+
+
 def build_initrd(context: Context) -> Path:
     """Make the initrd: an image of its own, so that nothing of the root's is in it."""
     config = context.config
-    run_mkosi(context, config.source / "image/initrd", [f"--environment=VARIANT={config.variant}"])
+    options = [f"--environment=VARIANT={config.variant}"]
+    run_mkosi(context, config.source / "image/initrd", options, cache="initrd")
     found = [path for path in (config.work / "mkosi").glob("initrd*") if path.suffix != ".manifest"]
     if not found:
         raise ToolError("mkosi made no initrd", hint=f"see {context.log}")
@@ -166,23 +179,28 @@ def build_image(context: Context, initrd: Path, packages: Path) -> None:
         f"--extra-tree={keys.site_public_key}:/usr/lib/nodeos/site.pub.pem",
         f"--build-directory={config.work / 'mkosi.build'}",
         f"--environment=VARIANT={config.variant}",
+        # The initrd's build made it.
+        f"--tools-tree={config.work / 'mkosi/tools'}",
     ]
     if config.variant is Variant.DEBUG:
         options.append(f"--include={config.source / 'image/debug'}")
     (config.work / "mkosi.build").mkdir(parents=True, exist_ok=True)
-    run_mkosi(context, config.source, options)
+    run_mkosi(context, config.source, options, cache=f"image-{config.variant}")
 
 
-def run_mkosi(context: Context, directory: Path, options: Sequence[str]) -> None:
-    """Run one mkosi build. Raises ToolError with what to do for the failures that people meet."""
+def run_mkosi(context: Context, directory: Path, options: Sequence[str], *, cache: str) -> None:
+    """Run one mkosi build. Raises ToolError with what to do for the failures that people meet.
+
+    Each image has a ``cache`` of its own: mkosi names cached trees by distribution and release alone.
+    """
     config = context.config
-    for name in ("mkosi", "cache/mkosi", "cache/packages", "workspace"):
+    for name in ("mkosi", f"cache/{cache}", "cache/packages", "workspace"):
         (config.work / name).mkdir(parents=True, exist_ok=True)
     common = context.sandbox / "common"
     arguments = [
         *context.mkosi, f"--directory={directory}", "--force",
         f"--output-directory={config.work / 'mkosi'}",
-        f"--cache-directory={config.work / 'cache/mkosi'}",
+        f"--cache-directory={config.work / 'cache' / cache}",
         f"--package-cache-directory={config.work / 'cache/packages'}",
         f"--workspace-directory={config.work / 'workspace'}",
         f"--sandbox-tree={common}",
@@ -211,15 +229,26 @@ def source_date_epoch(source: Path) -> int:
     """The time stamp of all files in the image: the last commit's, or the project's fixed date without git."""
     if not (source / ".git").exists():
         return 1_767_225_600
-    return int(run(["git", "-C", source, "log", "-1", "--format=%ct"], what="reading the commit's date"))
+    return int(
+        run(
+            ["git", "-c", "safe.directory=*", "-C", source, "log", "-1", "--format=%ct"],
+            what="reading the commit's date",
+        )
+    )
 
 
 def source_commit(source: Path) -> str:
     """The commit that is built, with ``+changes`` if the tree differs from it."""
     if not (source / ".git").exists():
         return "unknown"
-    commit = run(["git", "-C", source, "rev-parse", "HEAD"], what="reading the commit").decode().strip()
-    changed = run(["git", "-C", source, "status", "--porcelain"], what="looking for changes")
+    commit = (
+        run(["git", "-c", "safe.directory=*", "-C", source, "rev-parse", "HEAD"], what="reading the commit")
+        .decode()
+        .strip()
+    )
+    changed = run(
+        ["git", "-c", "safe.directory=*", "-C", source, "status", "--porcelain"], what="looking for changes"
+    )
     return commit + ("+changes" if changed.strip() else "")
 
 
@@ -243,6 +272,7 @@ def finish(context: Context) -> Built:
         name: measure.read_esp(fresh / "nodeos.raw", f"loader/keys/auto/{name}.auth")
         for name in ("PK", "KEK", "db")
     }
+    measure.check_kernel_signer(uki, enrolled["db"])
     release = Release(
         version=config.version,
         variant=config.variant,

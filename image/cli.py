@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from nodeos import __version__
 from nodeos.cli import emit, wants_json
 from nodeos.core.files import read_file
 from nodeos.core.release import Release, Variant
@@ -24,42 +25,51 @@ work_option = click.option(
     help="Where caches and outputs go.",
 )  # fmt: skip
 
+variant_option = click.option(
+    "--variant", type=click.Choice([str(item) for item in Variant]), default=str(Variant.RELEASE),
+    show_default=True, help="release, or debug with a root shell on the console.",
+)  # fmt: skip
+
 
 @commands.command()
 @click.argument("directory", type=click.Path(path_type=Path))
+@variant_option
 @click.pass_context
-def keygen(ctx: click.Context, directory: Path) -> None:
+def keygen(ctx: click.Context, directory: Path, variant: str) -> None:
     """Make the keys of a build in DIRECTORY: Secure Boot, verity, PCR policy, site.
 
-    Keys that are there already are never overwritten.
+    Keys that are there already are never overwritten. A debug image has keys of its own: signed like a release it
+    could open the state of a node.
     """
     from image import keys
 
-    made = keys.generate(directory)
+    made = keys.generate(directory, Variant(variant))
     files = sorted(path.name for path in made.directory.iterdir())
     emit(ctx, {"directory": str(directory), "files": files}, f"{directory}: {', '.join(files)}")
 
 
 @commands.command()
 @work_option
-@click.option("--keys", "keys_", type=click.Path(path_type=Path),
-              help="The keys of the build, from `image keygen`. [default: WORK/keys, made if absent]")  # fmt: skip
-@click.option("--variant", type=click.Choice([str(item) for item in Variant]), default=str(Variant.RELEASE),
-              show_default=True, help="release, or debug with a root shell on the console.")  # fmt: skip
+@click.option(
+    "--keys", "keys_", type=click.Path(path_type=Path),
+    help="The keys to build with, from `image keygen`. [default: WORK/keys, made if absent]",
+)  # fmt: skip
+@variant_option
+@click.option("--version", default=__version__, show_default=True, help="The version of the release.")
 @click.pass_context
-def build(ctx: click.Context, work: Path, keys_: Path | None, variant: str) -> None:
+def build(ctx: click.Context, work: Path, keys_: Path | None, variant: str, version: str) -> None:
     """Build the image. Needs root and a Debian package mirror; the first build takes some minutes."""
     from image import builder
     from image.keys import BuildKeys, generate
     from image.steps import Steps
 
     work = work.absolute()
-    directory = keys_ or work / "keys"
+    directory = keys_ or work / ("keys" if variant == Variant.RELEASE else f"keys-{variant}")
     keys = BuildKeys(directory=directory.absolute())
     if keys_ is None and not directory.exists():
-        keys = generate(directory)
+        keys = generate(directory, Variant(variant))
     steps = Steps(1, as_json=wants_json(ctx))
-    config = builder.Config(source=SOURCE, work=work, keys=keys, variant=Variant(variant))
+    config = builder.Config(source=SOURCE, work=work, keys=keys, variant=Variant(variant), version=version)
     with steps.step(f"Build the {variant} image") as step:
         built = builder.build(config, steps.say)
         release = Release.parse(built.release.read_bytes())
@@ -82,14 +92,18 @@ def show(ctx: click.Context, release: Path) -> None:
     import json
 
     data = read_file(release, "the release manifest")
-    emit(ctx, json.loads(data), _describe(Release.parse(data, str(release))))
+    parsed = Release.parse(data, str(release))
+    emit(ctx, json.loads(data), _describe(parsed))
 
 
 @commands.command()
 @click.argument("machine", type=click.Path(path_type=Path))
 @work_option
 @click.option(
-    "--image", "image_", type=click.Path(path_type=Path), help="The medium to flash on a new machine."
+    "--image",
+    "image_",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The medium to flash on a new machine.",
 )
 @click.option("--forward", multiple=True, metavar="HOST:GUEST", help="Forward a loopback port to the guest.")
 @click.option("--seconds", type=click.IntRange(1), help="Press the power button after so long.")
@@ -107,11 +121,11 @@ def boot(  # noqa: PLR0917 - click calls it by keyword
     from nodeos.core.errors import UsageError
 
     work = work.absolute()
+    ports = dict(_port_pair(item) for item in forward)
     if not machine.exists():
         if image_ is None:
             raise UsageError(f"{machine} is not there", hint="name the medium to flash with --image")
         Machine.make(machine.absolute(), image=image_, ca=ManufacturerCa.create(work / "manufacturer"))
-    ports = dict(_port_pair(item) for item in forward)
     accelerator = choose_accelerator(work / "probe")
     box = Machine(directory=machine.absolute())
     with switch_on(box, accelerator=accelerator, forward=ports) as vm:

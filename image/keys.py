@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generat
 from cryptography.x509.oid import NameOID
 
 from nodeos.core.errors import UsageError
-from nodeos.core.files import write_atomic
+from nodeos.core.files import read_file, write_atomic
+from nodeos.core.release import Variant
 
 _YEARS = 15
 
@@ -64,6 +65,11 @@ class BuildKeys:
     def site_public_key(self) -> Path:
         return self.path("site.pub.pem")
 
+    @property
+    def variant_file(self) -> Path:
+        """Says which variant the keys are for: a debug image signed like a release could open a node's state."""
+        return self.path("VARIANT")
+
     def missing(self) -> list[Path]:
         """The files that are not there."""
         wanted = [
@@ -72,18 +78,24 @@ class BuildKeys:
         ]  # fmt: skip
         return [path for path in wanted if not path.is_file()]
 
-    def require(self) -> None:
-        """Raises UsageError if a key is missing: no build goes without one."""
+    def require(self, variant: Variant) -> None:
+        """Raises UsageError if a key is missing, or if the keys are for another variant."""
         missing = self.missing()
         if missing:
             raise UsageError(
                 f"keys are missing: {', '.join(str(path) for path in missing)}",
-                hint=f"make them with `nodeos image keygen {self.directory}`",
+                hint=f"make them with `nodeos image keygen --variant {variant} {self.directory}`",
+            )
+        found = read_file(self.variant_file, "the variant of the keys").decode("ascii", "replace").strip()
+        if found != variant:
+            raise UsageError(
+                f"the keys in {self.directory} are for the {found} variant, not for {variant}",
+                hint="an image with a shell must never be signed like a release; make keys of its own",
             )
 
 
-def generate(directory: Path) -> BuildKeys:
-    """Make all keys of a build in ``directory``, which must not hold any yet.
+def generate(directory: Path, variant: Variant = Variant.RELEASE) -> BuildKeys:
+    """Make all keys of a ``variant``'s builds in ``directory``, which must not hold any yet.
 
     RSA-2048 for what firmware and TPMs check (all of them can), Ed25519 for the site key.
     """
@@ -92,6 +104,7 @@ def generate(directory: Path) -> BuildKeys:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory.chmod(0o700)
     keys = BuildKeys(directory=directory)
+    write_atomic(keys.variant_file, f"{variant}\n".encode())
     for name, purpose in (("secure-boot", "nodeos Secure Boot"), ("verity", "nodeos root verity")):
         key = generate_private_key(public_exponent=65537, key_size=2048)
         _write_private(directory / f"{name}.key", key)

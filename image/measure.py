@@ -11,18 +11,21 @@ import hashlib
 import json
 import struct
 import uuid
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pefile
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 from nodeos.core.errors import UsageError
 from nodeos.core.release import BootPhase
 from nodeos.core.run import find_tool, run
 
 # The order in which systemd-stub measures the sections; .pcrsig is never measured.
-_SECTIONS = (".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat",
+MEASURED_SECTIONS = (".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat",
              ".pcrpkey", ".profile", ".dtbauto", ".hwids")  # fmt: skip
 _EFI_GLOBAL = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
 _IMAGE_SECURITY_DATABASE = uuid.UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
@@ -86,7 +89,7 @@ class Uki:
 def pcr11(uki: Uki) -> dict[BootPhase, bytes]:
     """PCR 11 after each boot phase: the stub measures name and content of each section, then the phases."""
     value = bytes(32)
-    for name in _SECTIONS:
+    for name in MEASURED_SECTIONS:
         if name in uki.sections:
             value = extend(value, _sha256(name.encode() + b"\0"))
             value = extend(value, _sha256(uki.sections[name]))
@@ -149,6 +152,42 @@ def signature_data(signature_list: bytes) -> bytes:
             "db holds more than one certificate: the measured signer can't be told from db alone"
         )
     return signature_list[28 + header :]
+
+
+def check_kernel_signer(uki: Uki, db: bytes) -> None:
+    """Refuse a UKI whose inner kernel is signed by the certificate in ``db``. Raises UsageError.
+
+    The firmware would start that kernel by itself, with an initrd and a command line of anyone's choice and with
+    PCR 11 at zero; the initrd could then extend our own measurements and satisfy the policy of the state volume.
+    (Debian's own signature on it does no harm: its certificate is not enrolled.)
+    """
+    enrolled = signature_data(auth_payload(db))[16:]
+    for certificate in signers(uki.sections[".linux"], ".linux"):
+        if certificate.public_bytes(Encoding.DER) == enrolled:
+            raise UsageError(
+                "the kernel inside the UKI is signed with the Secure Boot key",
+                hint="only the whole UKI may be signed: see image/scripts/ukify",
+            )
+
+
+def signers(data: bytes, what: str) -> list[x509.Certificate]:
+    """All certificates in the Authenticode signatures of a PE image (WIN_CERTIFICATE, PKCS #7)."""
+    directory = _parse(data, what).OPTIONAL_HEADER.DATA_DIRECTORY[4]
+    table = data[directory.VirtualAddress : directory.VirtualAddress + directory.Size]
+    found: list[x509.Certificate] = []
+    while len(table) >= 8:
+        (length, _revision, kind) = struct.unpack_from("<IHH", table)
+        if not 8 <= length <= len(table) or kind != 2:
+            raise UsageError(f"{what}: a signature that can't be read")
+        with warnings.catch_warnings():
+            # The signatures of others are not always strict DER.
+            warnings.simplefilter("ignore")
+            try:
+                found += pkcs7.load_der_pkcs7_certificates(table[8:length])
+            except ValueError as error:
+                raise UsageError(f"{what}: a signature that can't be read: {error}") from error
+        table = table[length + -length % 8 :]
+    return found
 
 
 def authenticode(data: bytes, what: str) -> bytes:
@@ -223,7 +262,7 @@ def policy_pcr(pcr: int, value: bytes, *, bank: str = "sha256") -> bytes:
 def pcr11_in_initrd(uki: Uki, bank: str) -> bytes:
     """PCR 11 of any bank at the phase ``enter-initrd``."""
     value = bytes(hashlib.new(bank).digest_size)
-    measured = [part for name in _SECTIONS if name in uki.sections
+    measured = [part for name in MEASURED_SECTIONS if name in uki.sections
                 for part in (name.encode() + b"\0", uki.sections[name])]  # fmt: skip
     for data in [*measured, BootPhase.ENTER_INITRD.encode()]:
         value = hashlib.new(bank, value + hashlib.new(bank, data).digest()).digest()

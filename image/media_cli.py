@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from nodeos.cli import emit
+from nodeos.core.errors import UsageError
 from nodeos.core.files import read_file
 from nodeos.core.principal import Principal
 from nodeos.core.site import Network, SiteConfig
@@ -54,15 +57,16 @@ def make(  # noqa: PLR0917 - click calls it by keyword
 ) -> None:
     """Write TARGET: a copy of the image with the signed configuration of one site.
 
-    Flash it with `dd` to the boot disk of each machine of the site. Nothing is overwritten.
+    Flash it to the boot disk of a machine; with DHCP one medium serves all machines of the site, with static
+    addresses each machine has its own. Nothing is overwritten.
     """
     from image import media
 
-    network = Network(addresses=address, gateways=gateway, dns=dns) if address else None
+    network = _network(address, gateway, dns)
     site = SiteConfig(
         data_center=dc,
         registrar_url=registrar,
-        registrar_ca=read_file(ca, "the registrar's CA", limit=8192).decode("ascii", "replace"),
+        registrar_ca=_certificates(ca),
         operator=Principal.parse(operator),
         node_reward_type=reward_type,
         network=network,
@@ -71,3 +75,41 @@ def make(  # noqa: PLR0917 - click calls it by keyword
     SiteConfig.parse(site.to_bytes(), "the site configuration")
     media.make(image_, media.sign(site, media.load_site_key(site_key)), target)
     emit(ctx, {"medium": str(target), "data_center": dc}, f"{target}: medium for {dc}")
+
+
+def _network(addresses: tuple[str, ...], gateways: tuple[str, ...], dns: tuple[str, ...]) -> Network | None:
+    """The static addresses, each checked here: on the node a wrong one costs a trip to the data centre."""
+    if not addresses:
+        if gateways or dns:
+            raise UsageError(
+                "--gateway and --dns are for static addresses", hint="give --address too, or neither"
+            )
+        return None
+    for text in addresses:
+        _check("--address", text, ipaddress.ip_interface)
+        if "/" not in text:
+            raise UsageError(f"--address {text}: the prefix length is missing", hint=f"such as {text}/64")
+    for option, values in (("--gateway", gateways), ("--dns", dns)):
+        for text in values:
+            _check(option, text, ipaddress.ip_address)
+    return Network(addresses=addresses, gateways=gateways, dns=dns)
+
+
+def _check(option: str, text: str, parse: Callable[[str], object]) -> None:
+    try:
+        parse(text)
+    except ValueError as error:
+        raise UsageError(f"{option} {text}: {error}") from error
+
+
+def _certificates(path: Path) -> str:
+    """The CA certificates of a PEM file and nothing else that may be in it, such as a private key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    try:
+        found = x509.load_pem_x509_certificates(read_file(path, "the registrar's CA", limit=1 << 16))
+    except ValueError as error:
+        hint = "it is ca.pem in the registrar's folder"
+        raise UsageError(f"{path}: no certificate in PEM: {error}", hint=hint) from error
+    return "".join(certificate.public_bytes(Encoding.PEM).decode() for certificate in found)

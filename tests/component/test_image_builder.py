@@ -12,6 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.hazmat.primitives.serialization.pkcs7 import PKCS7SignatureBuilder
 
 from image import apt, builder, measure
 from image.builder import Built, Config, Context
@@ -22,6 +27,8 @@ from nodeos.core.run import run
 from tests.support.pe import make_auth, make_disk, make_pe, sign_pe
 
 ROOT_HASH = "5a" * 32
+WRAPPER = Path(builder.__file__).parent / "scripts/ukify"
+KERNEL = make_pe({".text": b"a kernel"})
 
 
 @pytest.fixture(scope="module")
@@ -167,14 +174,16 @@ def test_initrd_is_the_file_not_its_link(context: Context, tmp_path: Path) -> No
     assert builder.build_initrd(context) == context.config.work / "mkosi/initrd.cpio.zst"
 
 
-def make_outputs(context: Context, *, pcrsig: bool = True) -> dict[str, bytes]:
+def make_outputs(
+    context: Context, *, pcrsig: bool = True, kernel: bytes = KERNEL, db: bytes = b"db" * 9
+) -> dict[str, bytes]:
     """What mkosi leaves: a disk, a UKI and a list of packages. Returns the disk's files and the UKI."""
     made = context.config.work / "mkosi"
     made.mkdir(parents=True, exist_ok=True)
     sections = {
         ".cmdline": f"roothash={ROOT_HASH} ro".encode(),
         ".pcrpkey": b"a public key",
-        ".linux": make_pe({".text": b"a kernel"}),
+        ".linux": kernel,
         ".initrd": b"an initrd",
     }
     (made / "nodeos.efi").write_bytes(make_pe(sections))
@@ -187,7 +196,9 @@ def make_outputs(context: Context, *, pcrsig: bool = True) -> dict[str, bytes]:
     (made / "nodeos.efi").write_bytes(uki)
     files = {
         "EFI/BOOT/BOOTX64.EFI": sign_pe(make_pe({".text": b"a boot loader"})),
-        **{f"loader/keys/auto/{name}.auth": make_auth(name.encode() * 9) for name in ("PK", "KEK", "db")},
+        "loader/keys/auto/PK.auth": make_auth(b"PK" * 9),
+        "loader/keys/auto/KEK.auth": make_auth(b"KEK" * 9),
+        "loader/keys/auto/db.auth": make_auth(db),
     }
     make_disk(made / "nodeos_1.2.3.raw", files)
     (made / "nodeos.raw").unlink(missing_ok=True)
@@ -245,6 +256,17 @@ def test_unsigned_pcr_policy_is_no_release(context: Context) -> None:
         Built.at(context.output)
 
 
+def test_kernel_signed_with_the_secure_boot_key_is_no_release(context: Context, keys: BuildKeys) -> None:
+    key = load_pem_private_key(keys.secure_boot_key.read_bytes(), None)
+    assert isinstance(key, RSAPrivateKey)
+    certificate = x509.load_pem_x509_certificate(keys.secure_boot_certificate.read_bytes())
+    signature = PKCS7SignatureBuilder().set_data(b"digest").add_signer(certificate, key, SHA256())
+    kernel = sign_pe(KERNEL, signature.sign(Encoding.DER, []))
+    make_outputs(context, kernel=kernel, db=certificate.public_bytes(Encoding.DER))
+    with pytest.raises(UsageError, match="the kernel inside the UKI is signed with the Secure Boot key"):
+        builder.finish(context)
+
+
 def test_source_without_git(context: Context) -> None:
     assert builder.source_commit(context.config.source) == "unknown"
     assert builder.source_date_epoch(context.config.source) == 1_767_225_600
@@ -264,3 +286,37 @@ def test_source_with_changes(tmp_path: Path) -> None:
     assert builder.source_date_epoch(source) == 1_767_323_045
     (source / "file").write_text("two")
     assert builder.source_commit(source) == f"{commit}+changes"
+
+
+def test_ukify_goes_through_the_wrapper(context: Context) -> None:
+    real = context.config.work / "mkosi/tools/usr/bin/ukify"
+    wrapper = context.config.source / "image/scripts/ukify"
+    for path, text in ((real, "import sys\nprint(*sys.argv[1:])\n"), (wrapper, WRAPPER.read_text())):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    builder.prepare_ukify(context)
+    tree = context.sandbox / "image/usr"
+    assert (tree / "bin/ukify").read_text() == WRAPPER.read_text()
+    assert (tree / "lib/nodeos/ukify").read_text() == real.read_text()
+    assert stat.S_IMODE((tree / "bin/ukify").stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize(
+    ("words", "passed"),
+    [
+        (["build", "--secureboot-private-key", "k", "--sign-kernel"],
+         ["build", "--secureboot-private-key", "k", "--no-sign-kernel"]),
+        (["build", "--secureboot-private-key", "k"],
+         ["build", "--secureboot-private-key", "k", "--no-sign-kernel"]),
+        (["--version"], ["--version"]),
+    ],
+)  # fmt: skip
+def test_wrapper_never_has_the_kernel_signed(words: list[str], passed: list[str], tmp_path: Path) -> None:
+    real = tmp_path / "ukify"
+    real.write_text("import sys\nprint(*sys.argv[1:], sep='\\n')\n")
+    script = tmp_path / "wrapper"
+    text = WRAPPER.read_text()
+    assert text.count('"/usr/lib/nodeos/ukify"') == 1
+    script.write_text(text.replace('"/usr/lib/nodeos/ukify"', repr(str(real))))
+    output = run([sys.executable, script, *words], what="the wrapper").decode()
+    assert output.splitlines() == passed

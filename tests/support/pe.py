@@ -53,13 +53,15 @@ def make_pe(sections: Mapping[str, bytes], *, alignment: int = 512, tail: bytes 
     return (dos + coff + optional + table).ljust(headers, b"\0") + body + tail
 
 
-def sign_pe(image: bytes, certificate: bytes = b"a PKCS #7 signature") -> bytes:
+def sign_pe(image: bytes, *certificates: bytes) -> bytes:
     """The image as a signing tool leaves it: padded, with a certificate table, its directory entry, a checksum."""
     padded = image + bytes(-len(image) % 8)
-    entry = struct.pack("<IHH", 8 + len(certificate), 0x0200, 2) + certificate
-    entry += bytes(-len(entry) % 8)
-    signed = bytearray(padded + entry)
-    struct.pack_into("<II", signed, _CERTIFICATES, len(padded), len(entry))
+    table = b""
+    for certificate in certificates or (b"a PKCS #7 signature",):
+        table += struct.pack("<IHH", 8 + len(certificate), 0x0200, 2) + certificate
+        table += bytes(-len(table) % 8)
+    signed = bytearray(padded + table)
+    struct.pack_into("<II", signed, _CERTIFICATES, len(padded), len(table))
     struct.pack_into("<I", signed, _CHECKSUM, 0x12345678)
     return bytes(signed)
 

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 
 from image.keys import BuildKeys, generate
 from nodeos.core.errors import UsageError
+from nodeos.core.release import Variant
 
 PAIRS = [
     ("secure-boot.key", "secure-boot.crt"),
@@ -36,7 +37,7 @@ def test_only_the_owner_reads(made: BuildKeys) -> None:
 
 
 def test_halves_belong_together(made: BuildKeys) -> None:
-    made.require()
+    made.require(Variant.RELEASE)
     seen = set()
     for private_name, public_name in PAIRS:
         private = load_pem_private_key(made.path(private_name).read_bytes(), None)
@@ -67,6 +68,18 @@ def test_missing_key_is_named(name: str, tmp_path: Path) -> None:
         keys.path(other).touch()
     assert keys.missing() == [tmp_path / name]
     with pytest.raises(UsageError) as caught:
-        keys.require()
+        keys.require(Variant.DEBUG)
     assert caught.value.message == f"keys are missing: {tmp_path / name}"
-    assert caught.value.hint == f"make them with `nodeos image keygen {tmp_path}`"
+    assert caught.value.hint == f"make them with `nodeos image keygen --variant debug {tmp_path}`"
+
+
+def test_keys_of_one_variant_sign_no_other(made: BuildKeys, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="are for the release variant, not for debug"):
+        made.require(Variant.DEBUG)
+    debug = generate(tmp_path / "debug", Variant.DEBUG)
+    debug.require(Variant.DEBUG)
+    with pytest.raises(UsageError, match="are for the debug variant, not for release"):
+        debug.require(Variant.RELEASE)
+    debug.variant_file.unlink()
+    with pytest.raises(UsageError, match="the variant of the keys"):
+        debug.require(Variant.DEBUG)

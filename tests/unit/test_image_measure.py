@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import struct
@@ -10,6 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization.pkcs7 import PKCS7Options, PKCS7SignatureBuilder
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -267,3 +274,44 @@ def test_signature_of_another_image(change: Callable[[bytes], bytes], tmp_path: 
     )
     with pytest.raises(UsageError, match="bank sha256 has"):
         measure.check_pcr_signature(other)
+
+
+def certified(name: str) -> tuple[x509.Certificate, bytes]:
+    """A certificate, and a PKCS #7 signature that carries it."""
+    key = generate_private_key(SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    begin = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(begin)
+        .not_valid_after(begin.replace(year=2040))
+        .sign(key, SHA256())
+    )
+    builder = PKCS7SignatureBuilder().set_data(b"digest").add_signer(certificate, key, SHA256())
+    return certificate, builder.sign(Encoding.DER, [PKCS7Options.Binary])
+
+
+def test_kernel_signed_with_the_enrolled_key(tmp_path: Path) -> None:
+    ours, signature = certified("ours")
+    other, vendor = certified("a vendor")
+    db = make_auth(ours.public_bytes(Encoding.DER))
+    kernel = make_pe({".text": b"a kernel"})
+    for accepted in (kernel, sign_pe(kernel, vendor)):
+        measure.check_kernel_signer(uki({**SECTIONS, ".linux": accepted}, tmp_path), db)
+    assert measure.signers(sign_pe(kernel, vendor), "it") == [other]
+    for refused in (sign_pe(kernel, signature), sign_pe(kernel, vendor, signature)):
+        with pytest.raises(UsageError, match="is signed with the Secure Boot key"):
+            measure.check_kernel_signer(uki({**SECTIONS, ".linux": refused}, tmp_path), db)
+
+
+def test_kernel_signature_that_cannot_be_read() -> None:
+    signed_kernel = bytearray(sign_pe(make_pe({".text": b"a kernel"}), b"x" * 24))
+    signed_kernel[-26] ^= 0x40
+    with pytest.raises(UsageError, match="a signature that can't be read"):
+        measure.signers(bytes(signed_kernel), "kernel")
+    with pytest.raises(UsageError, match="a signature that can't be read"):
+        measure.signers(sign_pe(make_pe({".text": b"a kernel"}), b"no PKCS #7"), "kernel")

@@ -1,0 +1,160 @@
+"""Systems of an attacker who holds the machine, its disks and every file of the release, and wants the state.
+
+Each boots the release's own kernel and initrd with a service that does what an attacker would: bring PCR 11 to
+the value that the release's signature allows, then unlock the state volume with the TPM. What came of it is one
+JSON object on a virtio port.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from image.measure import MEASURED_SECTIONS, Uki, esp_offset
+from image.mkosi import command as mkosi_command
+from nodeos.core.release import BootPhase
+from nodeos.core.run import find_tool, run
+from tests.support.cpio import archive
+
+_SERVICE = """[Unit]
+DefaultDependencies=no
+Wants=systemd-udevd.service systemd-udev-trigger.service dev-tpmrm0.device
+After=systemd-udevd.service systemd-udev-trigger.service dev-tpmrm0.device
+[Service]
+Type=oneshot
+ExecStart=/bin/bash /attack/run
+StandardOutput=journal+console
+StandardError=journal+console
+"""
+_TARGET = """[Unit]
+DefaultDependencies=no
+Requires=attack.service
+After=attack.service
+"""
+# Raw commands to the TPM: the initrd has no tool that extends a PCR by a digest.
+_SCRIPT = """
+udevadm settle --timeout=60
+modprobe -q virtio_console; modprobe -q dm-crypt
+udevadm settle --timeout=30
+for command in /attack/extend.*; do
+    [ -e "$command" ] || continue
+    exec 3<>/dev/tpm0
+    cat "$command" >&3
+    dd bs=4096 count=1 <&3 >/dev/null 2>&1
+    exec 3>&-
+done
+device=$(lsblk -nro NAME,PARTTYPE | while read -r name type; do
+    [ "$type" = 2d1f0a56-7b1c-4d8e-9c52-6e6f64656f73 ] && echo "/dev/$name"
+done)
+/usr/lib/systemd/systemd-cryptsetup attach stolen "$device" - \\
+    tpm2-device=auto,tpm2-signature=/attack/signature.json,headless=yes,tries=1,luks
+code=$?
+opened=false
+[ -e /dev/mapper/stolen ] && opened=true
+pcr() { cat /sys/class/tpm/tpm0/pcr-sha256/$1 | tr 'A-F' 'a-f'; }
+printf '{"device": "%s", "code": %d, "opened": %s, "pcr7": "%s", "pcr11": "%s"}\\n' \\
+    "$device" "$code" "$opened" "$(pcr 7)" "$(pcr 11)" > /dev/virtio-ports/nodeos.verdict
+sync
+systemctl --force --force poweroff
+"""
+
+
+def pcr_extend_command(pcr: int, digest: bytes) -> bytes:
+    """TPM2_PCR_Extend with an empty password, SHA-256 bank (TPM 2.0 Part 3, section 22.2)."""
+    authorisation = struct.pack(">IHBH", 0x40000009, 0, 0, 0)
+    body = struct.pack(">II", pcr, len(authorisation)) + authorisation
+    body += struct.pack(">IH", 1, 0x000B) + digest
+    return struct.pack(">HII", 0x8002, 10 + len(body), 0x00000182) + body
+
+
+def replay_of_pcr11(uki: Uki) -> list[bytes]:
+    """The digests that a measured boot of ``uki`` extends into PCR 11 until the end of ``enter-initrd``."""
+    digests = []
+    for name in MEASURED_SECTIONS:
+        if name in uki.sections:
+            digests.append(hashlib.sha256(name.encode() + b"\0").digest())
+            digests.append(hashlib.sha256(uki.sections[name]).digest())
+    digests.append(hashlib.sha256(BootPhase.ENTER_INITRD.encode()).digest())
+    return digests
+
+
+def initrd(uki: Uki, *, extend: list[bytes]) -> bytes:
+    """The release's initrd with the attack laid over it."""
+    files = {
+        "attack/run": (0o755, _SCRIPT.encode()),
+        "attack/signature.json": (0o644, uki.sections[".pcrsig"].rstrip(b"\0")),
+        "usr/lib/systemd/system/attack.service": (0o644, _SERVICE.encode()),
+        "usr/lib/systemd/system/attack.target": (0o644, _TARGET.encode()),
+    }
+    for number, digest in enumerate(extend):
+        files[f"attack/extend.{number:03}"] = (0o644, pcr_extend_command(11, digest))
+    original = uki.sections[".initrd"]
+    return original + bytes(-len(original) % 4) + archive(files)
+
+
+COMMAND_LINE = "console=ttyS0,115200 quiet rd.systemd.unit=attack.target panic=10"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the attacker's system reported."""
+
+    device: str
+    code: int
+    opened: bool
+    pcr7: bytes
+    pcr11: bytes
+
+    @classmethod
+    def read(cls, path: Path) -> Verdict:
+        """Raises ValueError if the system reported nothing: then nothing was tried."""
+        value = json.loads(path.read_text())
+        return cls(
+            device=value["device"],
+            code=value["code"],
+            opened=value["opened"],
+            pcr7=bytes.fromhex(value["pcr7"]),
+            pcr11=bytes.fromhex(value["pcr11"]),
+        )
+
+
+def signed_uki(uki: Uki, *, work: Path, scratch: Path, key: Path, certificate: Path) -> Path:
+    """A UKI with the attack in its initrd, signed with ``key``: another system that the firmware lets boot."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    for name, data in {
+        "linux": uki.sections[".linux"],
+        "initrd": initrd(uki, extend=[]),
+        "osrel": uki.sections[".osrel"],
+    }.items():
+        (scratch / name).write_bytes(data)
+    tools = work / "mkosi/tools"
+    for name, source in (("key", key), ("certificate", certificate)):
+        shutil.copyfile(source, scratch / name)
+    run(
+        [
+            *mkosi_command(work / "tools"), "--directory=", f"--tools-tree={tools}", "sandbox", "--",
+            "ukify", "build", f"--linux={scratch}/linux", f"--initrd={scratch}/initrd",
+            f"--os-release=@{scratch}/osrel", f"--cmdline={COMMAND_LINE}", "--efi-arch=x64",
+            "--stub=/usr/lib/systemd/boot/efi/linuxx64.efi.stub", f"--output={scratch}/attack.efi",
+            "--signtool=systemd-sbsign", f"--secureboot-private-key={scratch}/key",
+            f"--secureboot-certificate={scratch}/certificate",
+        ],
+        what="making the attacker's UKI",
+        timeout=300,
+    )  # fmt: skip
+    return scratch / "attack.efi"
+
+
+def replace_uki(disk: Path, attack: Path) -> None:
+    """Put the attacker's UKI in the place of the release's."""
+    esp = f"{disk}@@{esp_offset(disk)}"
+    mdir, mdel, mcopy = (find_tool(name, package="mtools") for name in ("mdir", "mdel", "mcopy"))
+    listed = run([mdir, "-b", "-i", esp, "::EFI/Linux"], what="listing the UKIs").decode()
+    for name in listed.split("\n"):
+        if name.strip().endswith(".efi"):
+            run([mdel, "-i", esp, name.strip()], what="removing the release's UKI")
+    run([mcopy, "-i", esp, attack, "::EFI/Linux/attack.efi"], what="planting the attacker's UKI")
