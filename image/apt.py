@@ -16,6 +16,7 @@ from nodeos.core.run import find_tool, run
 
 RELEASE = "trixie"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_FALSE = ("no", "false", "without", "off", "disable", "0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,15 +30,17 @@ class Archive:
 def parse_deb822(text: str) -> list[Archive]:
     """The archives in a ``.sources`` file (sources.list(5), deb822 style)."""
     archives = []
-    for stanza in re.split(r"\n\s*\n", text):
-        lines = [line for line in stanza.splitlines() if not line.startswith("#")]
+    lines = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    for stanza in re.split(r"\n\s*\n", lines):
+        # A line that begins with a blank goes on with the field above it.
+        unfolded = re.sub(r"\n[ \t]+", " ", stanza)
         fields = {
             name.strip().lower(): value.strip()
-            for name, _, value in (line.partition(":") for line in lines if line[:1].strip())
+            for name, _, value in (line.partition(":") for line in unfolded.splitlines())
         }
         if "deb" not in fields.get("types", "").split() or "main" not in fields.get("components", "").split():
             continue
-        if fields.get("enabled", "yes").lower() == "no":
+        if fields.get("enabled", "yes").lower() in _FALSE or not _signed_by_debian(fields.get("signed-by")):
             continue
         archives += _archives(fields.get("uris", "").split(), fields.get("suites", "").split())
     return archives
@@ -47,10 +50,18 @@ def parse_one_line(text: str) -> list[Archive]:
     """The archives in a ``.list`` file (one-line style)."""
     archives = []
     for line in text.splitlines():
-        match = re.match(r"\s*deb\s+(?:\[[^\]]*\]\s+)?(\S+)\s+(\S+)\s+(.*)", line)
-        if match and "main" in match[3].split():
-            archives += _archives([match[1]], [match[2]])
+        match = re.match(r"\s*deb\s+(?:\[([^\]]*)\]\s+)?(\S+)\s+(\S+)\s+([^#]*)", line)
+        if not match or "main" not in match[4].split():
+            continue
+        options = dict(option.partition("=")[::2] for option in (match[1] or "").split())
+        if _signed_by_debian(options.get("signed-by")):
+            archives += _archives([match[2]], [match[3]])
     return archives
+
+
+def _signed_by_debian(keyring: str | None) -> bool:
+    # Vendors name their suites "stable" and "main" too, but each brings a keyring of its own.
+    return keyring is None or "debian-archive" in keyring
 
 
 def _archives(uris: list[str], suites: list[str]) -> list[Archive]:

@@ -102,6 +102,7 @@ def generate(directory: Path, variant: Variant = Variant.RELEASE) -> BuildKeys:
     if directory.exists() and any(directory.iterdir()):
         raise UsageError(f"{directory} is not empty", hint="keys are never overwritten; name another folder")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.chmod(0o700)
     keys = BuildKeys(directory=directory)
     write_atomic(keys.variant_file, f"{variant}\n".encode())
     for name, purpose in (("secure-boot", "nodeos Secure Boot"), ("verity", "nodeos root verity")):

@@ -182,7 +182,10 @@ def signers(data: bytes, what: str) -> list[x509.Certificate]:
         with warnings.catch_warnings():
             # The signatures of others are not always strict DER.
             warnings.simplefilter("ignore")
-            found += pkcs7.load_der_pkcs7_certificates(table[8:length])
+            try:
+                found += pkcs7.load_der_pkcs7_certificates(table[8:length])
+            except ValueError as error:
+                raise UsageError(f"{what}: a signature that can't be read: {error}") from error
         table = table[length + -length % 8 :]
     return found
 
@@ -241,30 +244,49 @@ def read_esp(disk: Path, name: str) -> bytes:
     )
 
 
-def policy_pcr(pcr: int, value: bytes) -> bytes:
-    """The digest of a TPM policy that demands one PCR value (TPM 2.0 Part 3, TPM2_PolicyPCR), SHA-256."""
+# The TPM's names of the banks that a policy can be signed for (TPM 2.0 Part 2, table 9).
+_BANKS = {"sha1": 0x0004, "sha256": 0x000B, "sha384": 0x000C, "sha512": 0x000D}
+
+
+def policy_pcr(pcr: int, value: bytes, *, bank: str = "sha256") -> bytes:
+    """The digest of a TPM policy that demands one PCR value (TPM 2.0 Part 3, TPM2_PolicyPCR).
+
+    ``bank`` is the PCR's; the policy's own hash is SHA-256, as systemd's always is.
+    """
     selection = bytearray(3)
     selection[pcr // 8] |= 1 << pcr % 8
-    command = struct.pack(">IIHB", 0x0000017F, 1, 0x000B, 3) + bytes(selection)
+    command = struct.pack(">IIHB", 0x0000017F, 1, _BANKS[bank], 3) + bytes(selection)
     return _sha256(bytes(32) + command + _sha256(value))
+
+
+def pcr11_in_initrd(uki: Uki, bank: str) -> bytes:
+    """PCR 11 of any bank at the phase ``enter-initrd``."""
+    value = bytes(hashlib.new(bank).digest_size)
+    measured = [part for name in MEASURED_SECTIONS if name in uki.sections
+                for part in (name.encode() + b"\0", uki.sections[name])]  # fmt: skip
+    for data in [*measured, BootPhase.ENTER_INITRD.encode()]:
+        value = hashlib.new(bank, value + hashlib.new(bank, data).digest()).digest()
+    return value
 
 
 def check_pcr_signature(uki: Uki) -> None:
     """Hold the UKI's PCR signature to the prediction: one a bank, for PCR 11 in the initrd and no later phase.
 
-    Raises UsageError otherwise: with no signature the state would be bound to PCR 7 alone, with more the
-    running system could unseal it.
+    All banks count: the volume's policy takes what the key signed, whichever bank that was for. Raises UsageError
+    otherwise: with no signature the state would be bound to PCR 7 alone, with more the running system could
+    unseal it.
     """
     wrong = "the UKI's PCR signature is not the one that was asked for"
     try:
         banks = json.loads(uki.sections[".pcrsig"].rstrip(b"\0"))
-        policies = {bank: [(entry["pcrs"], entry["pol"]) for entry in banks[bank]] for bank in banks}
+        found = {bank: [(entry["pcrs"], entry["pol"]) for entry in banks[bank]] for bank in banks}
     except (KeyError, ValueError, TypeError) as error:
         raise UsageError(f"{wrong}: it can't be read: {error}") from error
-    expected = [([11], policy_pcr(11, pcr11(uki)[BootPhase.ENTER_INITRD]).hex())]
     if ".pcrpkey" not in uki.sections:
         raise UsageError("the UKI carries no PCR policy key")
-    if policies.get("sha256") != expected:
-        raise UsageError(f"{wrong}: found {policies.get('sha256')}, expected {expected}")
-    if any(len(entries) != 1 or entries[0][0] != [11] for entries in policies.values()):
-        raise UsageError(f"{wrong}: a bank has another number of signatures than one for PCR 11")
+    if "sha256" not in found or not found.keys() <= _BANKS.keys():
+        raise UsageError(f"{wrong}: it is for the banks {', '.join(sorted(found))}")
+    for bank, policies in found.items():
+        expected = [([11], policy_pcr(11, pcr11_in_initrd(uki, bank), bank=bank).hex())]
+        if policies != expected:
+            raise UsageError(f"{wrong}: bank {bank} has {policies}, expected {expected}")

@@ -36,22 +36,28 @@ def sign(site: SiteConfig, key: Ed25519PrivateKey) -> SignedSite:
 def make(image: Path, site: SignedSite, target: Path) -> None:
     """Write a copy of ``image`` to ``target`` with the site's configuration on its EFI system partition.
 
-    A target that is there already is refused.
+    A target that is there already is refused. If ``image`` is a medium itself, the new site takes the place of the
+    old one in the copy.
     """
     if target.exists():
         raise UsageError(f"{target} is there already", hint="name another file; nothing is overwritten")
-    mcopy, mmd = find_tool("mcopy", package="mtools"), find_tool("mmd", package="mtools")
+    mcopy = find_tool("mcopy", package="mtools")
     fresh = target.with_name(f".{target.name}.new")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         copy_sparse(image, fresh)
         esp = f"{fresh}@@{esp_offset(fresh)}"
-        run([mmd, "-i", esp, "-D", "s", "::nodeos"], what="making the folder for the site configuration")
         with tempfile.TemporaryDirectory() as scratch:
-            for name, data in (("site.json", site.document), ("site.sig", site.signature)):
-                path = Path(scratch) / name
-                path.write_bytes(data)
-                run([mcopy, "-n", "-i", esp, path, f"::nodeos/{name}"], what=f"writing {name}")
+            folder = Path(scratch) / "nodeos"
+            folder.mkdir()
+            (folder / "site.json").write_bytes(site.document)
+            (folder / "site.sig").write_bytes(site.signature)
+            # -D o: overwrite what has the same name, and ask nobody.
+            run(
+                [mcopy, "-s", "-D", "o", "-i", esp, folder, "::"],
+                what="writing the site configuration",
+                stdin=b"",
+            )
         fresh.rename(target)
     finally:
         fresh.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from nodeos.core.errors import ToolError
@@ -24,13 +25,11 @@ def execute(path: Path, command: str) -> None:
             for step in ("qmp_capabilities", command):
                 link.sendall(json.dumps({"execute": step}).encode() + b"\n")
                 _answer(lines.readline, step)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ToolError(f"the virtual machine does not answer: {error}") from error
 
 
-def _answer(readline: object, step: str) -> None:
-    if not callable(readline):
-        raise TypeError("readline must be callable")
+def _answer(readline: Callable[[], bytes], step: str) -> None:
     while line := readline():
         message = json.loads(line)
         if "error" in message:

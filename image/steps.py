@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
 
@@ -53,7 +54,7 @@ class Steps:
         self.done.append(step)
         self._began = time.monotonic()
         self._title = f"[{len(self.done)}/{self.total}] {title}"
-        self._begin()
+        self._begin(step)
         try:
             yield step
             step.held = True
@@ -66,15 +67,15 @@ class Steps:
         if self._as_json:
             self._emit({"event": "progress", "step": len(self.done), "text": text})
         elif self._status is not None:
-            self._status.update(f"{self._title} · {text}")
+            self._status.update(escape(f"{self._title} · {text}"))
         else:
             self._console.print(f"      {time.monotonic() - self._began:5.0f} s  {text}", markup=False)
 
-    def _begin(self) -> None:
+    def _begin(self, step: Step) -> None:
         if self._as_json:
-            self._emit({"event": "begin", "step": len(self.done), "of": self.total, "title": self._title})
+            self._emit({"event": "begin", "step": len(self.done), "of": self.total, "title": step.title})
         elif self._console.is_terminal:
-            self._status = self._console.status(self._title)
+            self._status = self._console.status(escape(self._title))
             self._status.start()
         else:
             self._console.print(self._title, markup=False)
@@ -89,7 +90,7 @@ class Steps:
         mark = "[green]✓[/green]" if step.held else "[red]✗[/red]"
         number = f"{len(self.done)}/{self.total}"
         self._console.print(
-            f"{mark} {number} {step.title} [dim]({duration(step.seconds)})[/dim]", soft_wrap=True
+            f"{mark} {number} {escape(step.title)} [dim]({duration(step.seconds)})[/dim]", soft_wrap=True
         )
         for note in step.notes:
             self._console.print(f"      {note}", markup=False, soft_wrap=True)
@@ -100,6 +101,6 @@ class Steps:
 
 def duration(seconds: float) -> str:
     """Seconds as people say them."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
-    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+    return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"

@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from nodeos.core.run import find_tool, scrubbed_environment
 
 FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
 BLANK_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+_KVM = Path("/dev/kvm")
 _KVM_GET_API_VERSION = 0xAE00
 _PROBE_SECONDS = 20
 
@@ -67,21 +69,24 @@ class Machine:
         """
         if directory.exists():
             raise UsageError(f"{directory} is there already", hint="name another folder, or remove this one")
-        fresh = directory.with_name(directory.name + ".new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        machine = cls(directory=fresh.absolute())
-        copy_sparse(image, machine.boot_disk)
-        with machine.data_disk.open("wb") as file:
-            file.truncate(data_bytes)
         if not BLANK_VARIABLES.is_file():
             raise ToolError(
                 f"{BLANK_VARIABLES} is not there", hint="run `make setup`, or: apt-get install ovmf"
             )
-        shutil.copyfile(BLANK_VARIABLES, machine.variables)
-        machine.serial.write_text(str(uuid.uuid4()))
-        machine.tpm.provision(ca)
-        fresh.rename(directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent.absolute()))
+        try:
+            machine = cls(directory=fresh)
+            copy_sparse(image, machine.boot_disk)
+            with machine.data_disk.open("wb") as file:
+                file.truncate(data_bytes)
+            shutil.copyfile(BLANK_VARIABLES, machine.variables)
+            machine.serial.write_text(str(uuid.uuid4()))
+            machine.tpm.provision(ca)
+            fresh.rename(directory)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
         return cls(directory=directory.absolute())
 
 
@@ -220,33 +225,41 @@ def _switch_off(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def choose_accelerator(scratch: Path) -> str:
+def choose_accelerator(scratch: Path, *, device: Path = _KVM) -> str:
     """``kvm`` if it can run the firmware here, else ``tcg``.
 
     A host can have /dev/kvm and fail at the firmware's system management mode, so the firmware is started for
     real, without a disk, until it says its first word.
     """
     try:
-        with open("/dev/kvm", "rb+", buffering=0) as device:  # noqa: PTH123 - a device, not a file
-            fcntl.ioctl(device, _KVM_GET_API_VERSION)
+        with device.open("rb+", buffering=0) as file:
+            fcntl.ioctl(file, _KVM_GET_API_VERSION)
     except OSError:
         return "tcg"
+    return "kvm" if firmware_speaks(scratch, "kvm") else "tcg"
+
+
+def firmware_speaks(scratch: Path, accelerator: str, *, seconds: float = _PROBE_SECONDS) -> bool:
+    """Start the firmware without a disk, and tell whether it gets as far as looking for one."""
     scratch.mkdir(parents=True, exist_ok=True)
     variables, console = scratch / "probe.fd", scratch / "probe.log"
     shutil.copyfile(BLANK_VARIABLES, variables)
     console.unlink(missing_ok=True)
     qemu = find_tool("qemu-system-x86_64", package="qemu-system-x86")
     process = subprocess.Popen(
-        [qemu, *firmware_options("kvm", variables), "-m", "512", "-serial", f"file:{console}"],
+        [qemu, *firmware_options(accelerator, variables), "-m", "512", "-serial", f"file:{console}"],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env=scrubbed_environment(),
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + _PROBE_SECONDS
-        while time.monotonic() < deadline and process.poll() is None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            running = process.poll() is None
             if console.exists() and b"BdsDxe" in console.read_bytes():
-                return "kvm"
+                return True
+            if not running:
+                return False
             time.sleep(0.2)
-        return "tcg"
+        return False
     finally:
         _switch_off(process)
