@@ -13,16 +13,11 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.serialization import load_der_public_key
-
+from hsm import keys
 from hsm.signer import Signer
-from nodeos.core.errors import Finding, RefusedError
+from nodeos.core.errors import Finding, RefusedError, UsageError
 from nodeos.core.principal import Principal
-from nodeos.core.wire import ParseError, b64, canonical_json
+from nodeos.core.wire import b64, canonical_json
 
 DOMAIN = b"nodeos-operator-v1\x00"
 KEY, TIMESTAMP, NONCE, SIGNATURE = (
@@ -80,8 +75,8 @@ def verify(headers: Mapping[str, str], method: str, path: str, body: bytes, at: 
         raise _refused("operator.headers", "key, timestamp, nonce or signature is missing or malformed")
     timestamp = int(stamp)
     try:
-        _check(key, signature, _message(method, path, body, timestamp, nonce))
-    except (InvalidSignature, ParseError, ValueError, UnsupportedAlgorithm) as error:
+        keys.verify(key, _message(method, path, body, timestamp, nonce), signature)
+    except (keys.SignatureError, UsageError) as error:
         raise _refused("operator.signature", "the signature does not fit key and request") from error
     if abs(at - timestamp) > WINDOW_SECONDS:
         words = f"signed at {timestamp}, it is {at} here; at most {WINDOW_SECONDS} s apart are allowed"
@@ -97,20 +92,6 @@ def verify(headers: Mapping[str, str], method: str, path: str, body: bytes, at: 
 
 def _is_nonce(text: str) -> bool:
     return len(text) == NONCE_HEX and all(letter in "0123456789abcdef" for letter in text)
-
-
-def _check(key: bytes, signature: bytes, message: bytes) -> None:
-    """Ed25519, or ECDSA with SHA-256 on P-256 or secp256k1, r and s as 64 bytes."""
-    public = load_der_public_key(key)
-    if len(signature) != 64:
-        raise ParseError("operator signature: not 64 bytes")
-    if isinstance(public, ed25519.Ed25519PublicKey):
-        public.verify(signature, message)
-    elif isinstance(public, ec.EllipticCurvePublicKey) and public.curve.name in ("secp256r1", "secp256k1"):
-        r, s = (int.from_bytes(half, "big") for half in (signature[:32], signature[32:]))
-        public.verify(encode_dss_signature(r, s), message, ec.ECDSA(hashes.SHA256()))
-    else:
-        raise ParseError("operator key: not Ed25519, P-256 or secp256k1")
 
 
 def _refused(code: str, message: str, *, hint: str | None = None) -> RefusedError:

@@ -221,9 +221,7 @@ class Agent:
 
     def _check_signature(self, answer: dict[str, object], request_id: bytes) -> None:
         """Raises CertificateError (query.signature, query.time) unless a node signed this answer just now."""
-        from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-        from cryptography.hazmat.primitives.serialization import load_der_public_key
+        from hsm import keys
 
         match answer.get("signatures"):
             case [{"timestamp": int() as at, "signature": bytes() as signature, "identity": bytes() as node}]:
@@ -235,15 +233,12 @@ class Agent:
         der = self._node_keys().get(node)
         if der is None:
             raise CertificateError("query.signature", "signed by a node that is not of this subnet")
-        keys = ("status", "reply", "reject_code", "reject_message", "error_code")
-        signed = {key: answer[key] for key in keys if key in answer}
+        names = ("status", "reply", "reject_code", "reject_message", "error_code")
+        signed = {name: answer[name] for name in names if name in answer}
         message = RESPONSE_DOMAIN + hash_of_map({**signed, "timestamp": at, "request_id": request_id})
-        key = load_der_public_key(der)
         try:
-            if not isinstance(key, Ed25519PublicKey):
-                raise InvalidSignature
-            key.verify(signature, message)
-        except InvalidSignature as error:
+            keys.verify(der, message, signature)
+        except (keys.SignatureError, UsageError) as error:
             raise CertificateError("query.signature", "it does not hold under the node's key") from error
 
 

@@ -80,6 +80,7 @@ def _derive(directory: Path) -> NodeKeys:
     from cryptography.x509.oid import NameOID
 
     from hsm.bls import SecretKey
+    from hsm.keys import public_der
 
     signing = load_pem_private_key(read_file(directory / SIGNING, "signing key"), None)
     if not isinstance(signing, Ed25519PrivateKey):
@@ -89,8 +90,8 @@ def _derive(directory: Path) -> NodeKeys:
         raise TypeError(f"{TLS_KEY} is not an elliptic-curve key")
     certificate_der = read_file(directory / TLS_CERTIFICATE, "TLS certificate")
     certificate = load_der_x509_certificate(certificate_der)
-    public = _spki(signing.public_key())
-    if _spki(certificate.public_key()) != _spki(tls.public_key()):
+    public = public_der(signing.public_key())
+    if public_der(certificate.public_key()) != public_der(tls.public_key()):
         raise ValueError(f"{TLS_CERTIFICATE} is not for the key in {TLS_KEY}")
     names = [name.value for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     if names != [str(Principal.self_authenticating(public))]:
@@ -102,15 +103,9 @@ def _derive(directory: Path) -> NodeKeys:
 def _make(directory: Path) -> None:
     from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     from hsm.bls import SecretKey
-
-    def pem(key: object) -> bytes:
-        data = key.private_bytes(  # type: ignore[attr-defined]
-            Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
-        )
-        return bytes(data)
+    from hsm.keys import private_pem, public_der
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     whole = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
@@ -118,11 +113,11 @@ def _make(directory: Path) -> None:
     signing = Ed25519PrivateKey.generate()
     tls = generate_private_key(SECP256R1())
     committee = SecretKey.generate()
-    public = _spki(signing.public_key())
+    public = public_der(signing.public_key())
     certificate = _certificate(tls, str(Principal.self_authenticating(public)))
     keys = NodeKeys(signing=public, tls_certificate=certificate, committee=committee.public_key)
-    write_new(whole / SIGNING, pem(signing))
-    write_new(whole / TLS_KEY, pem(tls))
+    write_new(whole / SIGNING, private_pem(signing))
+    write_new(whole / TLS_KEY, private_pem(tls))
     write_new(whole / TLS_CERTIFICATE, certificate)
     committee.save(whole / COMMITTEE)
     write_new(whole / PUBLIC, canonical_json(keys.to_json()))
@@ -149,12 +144,6 @@ def _certificate(key: object, common_name: str) -> bytes:
         .not_valid_after(_NOT_AFTER)
     )
     return builder.sign(key, SHA256()).public_bytes(Encoding.DER)
-
-
-def _spki(key: object) -> bytes:
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    return bytes(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))  # type: ignore[attr-defined]
 
 
 def _check_modes(directory: Path) -> None:
