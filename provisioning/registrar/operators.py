@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from nodeos.core import cbor
 from nodeos.core.errors import RefusedError
 from nodeos.core.principal import Principal
 from nodeos.core.protocol import Evidence, NodeRecord, Statement
@@ -18,7 +19,7 @@ from provisioning.registrar.service import Service
 from provisioning.registrar.states import Event, advance
 from provisioning.registrar.store import Transaction
 from provisioning.verify.findings import finding
-from provisioning.verify.fingerprint import decode
+from provisioning.verify.fingerprint import MAX_BYTES
 
 PAGE = 200
 HISTORY = 50
@@ -226,19 +227,12 @@ def _details(tx: Transaction, row: Enrolment) -> dict[str, Any]:
             details["node_id"] = str(statement.keys.node_id)
             details["keys"] = statement.keys.to_json()
             details["memory_encryption"] = statement.memory_encryption
-            details["fingerprint"] = _readable(decode(statement.fingerprint))
+            details["fingerprint"] = cbor.as_json(
+                cbor.decode(statement.fingerprint, "fingerprint", limit=MAX_BYTES)
+            )
         except ParseError as error:
             details["unreadable"] = error.message
     return details
-
-
-def _readable(value: Any) -> Any:
-    """CBOR made fit for JSON: byte strings as hexadecimal."""
-    if isinstance(value, dict):
-        return {key: _readable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_readable(item) for item in value]
-    return value.hex() if isinstance(value, bytes) else value
 
 
 def _attestation(row: Attestation) -> dict[str, Any]:
