@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hsm.tpm.types import Quote
 from nodeos.agent.config import Config
-from nodeos.agent.device import Quote, TpmDevice
+from nodeos.agent.device import TpmDevice
 from nodeos.core.errors import NodeosError, UsageError
 from nodeos.core.files import read_file
 from nodeos.core.protocol import (

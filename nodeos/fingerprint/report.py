@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from hsm.tpm.types import TpmIdentity
 from nodeos.core import cbor
 from nodeos.core.errors import NodeosError
 from nodeos.core.wire import Fields, ParseError, parse_text
-from nodeos.fingerprint.inventory import Sources, TpmIdentity, take_inventory
+from nodeos.fingerprint.inventory import Sources, take_inventory
 from nodeos.fingerprint.measure import quick_suite
 from nodeos.fingerprint.sketch import Reading, parse_reading
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from hsm.tpm.types import Endorsement, Quote, TpmIdentity
 from nodeos.agent.config import Config
 from nodeos.agent.console import Console
 from nodeos.agent.stop import Stop, StopRequested
@@ -40,26 +41,6 @@ OPERATOR = Principal.self_authenticating(b"operator")
 SECRET = b"s" * 32
 
 
-@dataclass(frozen=True, slots=True)
-class FakeEndorsement:
-    public: bytes = b"ek"
-    certificates: tuple[bytes, ...] = (b"certificate",)
-
-
-@dataclass(frozen=True, slots=True)
-class FakeQuote:
-    attest: bytes
-    signature: bytes
-    pcrs: dict[int, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class FakeIdentity:
-    manufacturer: str = "FAKE"
-    model: str = "none"
-    firmware: str = "1.2"
-
-
 @dataclass(slots=True)
 class FakeTpm:
     """Registers that extend as a TPM's do. A credential for it is its secret, in the clear."""
@@ -74,8 +55,8 @@ class FakeTpm:
     def __exit__(self, *exception: object) -> None:
         return None
 
-    def endorsement(self) -> FakeEndorsement:
-        return FakeEndorsement()
+    def endorsement(self) -> Endorsement:
+        return Endorsement(public=b"ek", certificates=(b"certificate",))
 
     def attestation_key(self) -> bytes:
         return b"ak"
@@ -85,8 +66,9 @@ class FakeTpm:
             raise self.activate_error
         return credential_blob
 
-    def quote(self, qualifying: bytes, pcrs: Sequence[int]) -> FakeQuote:
-        return FakeQuote(qualifying, b"signature", {index: self.pcrs[index] for index in pcrs})
+    def quote(self, qualifying: bytes, pcrs: Sequence[int]) -> Quote:
+        values = {index: self.pcrs[index] for index in pcrs}
+        return Quote(attest=qualifying, signature=b"signature", pcrs=values)
 
     def read_pcrs(self, pcrs: Sequence[int]) -> dict[int, bytes]:
         return {index: self.pcrs[index] for index in pcrs}
@@ -95,8 +77,8 @@ class FakeTpm:
         self.measured.append((pcr, data))
         self.pcrs[pcr] = hashlib.sha256(self.pcrs[pcr] + hashlib.sha256(data).digest()).digest()
 
-    def identity(self) -> FakeIdentity:
-        return FakeIdentity()
+    def identity(self) -> TpmIdentity:
+        return TpmIdentity(manufacturer="FAKE", model="none", firmware="1.2")
 
 
 def finding(code: str = "a.b", message: str = "not right") -> Finding:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hsm.tpm.types import Quote
 from nodeos.agent import evidence
 from nodeos.agent.config import Config
 from nodeos.core.errors import NodeosError, UsageError
@@ -16,7 +17,7 @@ from nodeos.core.protocol import (
     qualifying_data,
     secret_proof,
 )
-from tests.support.agent_fakes import FakeQuote, FakeTpm, make_config
+from tests.support.agent_fakes import FakeTpm, make_config
 
 CHALLENGE = Challenge(session="s", credential_blob=b"", encrypted_secret=b"", nonce=b"n" * 32, seconds=60)
 
@@ -53,7 +54,7 @@ def test_systemd_can_not_measure_between_quote_and_log(config: Config) -> None:
     """systemd takes the exclusive lock of its log for each measurement: while we quote, it can't get it."""
 
     class Watching(FakeTpm):
-        def quote(self, qualifying: bytes, pcrs: Sequence[int]) -> FakeQuote:
+        def quote(self, qualifying: bytes, pcrs: Sequence[int]) -> Quote:
             with config.userspace_log.open("ab") as log, pytest.raises(BlockingIOError):
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return super().quote(qualifying, pcrs)
