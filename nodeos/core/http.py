@@ -25,6 +25,7 @@ class Client:
         if parts.scheme != "https" or not parts.hostname:
             raise UsageError(f"{url}: not an https:// address")
         self.url = url.rstrip("/")
+        self.ca = ca
         self._host = parts.hostname
         self._port = parts.port or 443
         self._prefix = parts.path.rstrip("/")

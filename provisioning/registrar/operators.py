@@ -12,7 +12,7 @@ from nodeos.core.principal import Principal
 from nodeos.core.protocol import Evidence, NodeRecord, Statement
 from nodeos.core.wire import ParseError, b64, parse_json
 from provisioning import operator_auth
-from provisioning.operator_auth import Caller
+from provisioning.operator_auth import Asked, Caller
 from provisioning.registrar.lookups import ConflictError, NotFoundError, audit_row, key_digests
 from provisioning.registrar.rows import Attestation, CenterRow, Enrolment, NodeRow
 from provisioning.registrar.service import Service
@@ -35,7 +35,9 @@ class Operators:
     def authenticate(self, headers: Mapping[str, str], method: str, path: str, body: bytes) -> Caller:
         """Who asks. Raises RefusedError for a bad signature, an old request, a spent nonce, a stranger."""
         at = self._service.clock()
-        caller = operator_auth.verify(headers, method, path, body, at)
+        registrar = self._service.settings.registrar
+        asked = Asked(registrar=registrar, method=method, path=path, body=body)
+        caller = operator_auth.verify(headers, asked, at)
         operator = str(caller.principal)
         with self._store.write() as tx:
             if not tx.centers(operator):
