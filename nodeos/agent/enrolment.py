@@ -70,6 +70,7 @@ class Enrolment:
 
     config: Config
     open_tpm: OpenTpm
+    prove_keys: evidence.ProveKeys
     registrar: Registrar
     console: Console
     stop: Stop
@@ -112,7 +113,14 @@ class Enrolment:
             session = Session(name=challenge.session, secret=_activate(tpm, challenge))
             if evidence.is_incomplete(self.config.userspace_log):
                 self.console.tell(STEP, "systemd's measurement log is marked as incomplete")
-            proof = evidence.gather(self.config, tpm, challenge, session.secret, self.statement)
+            proof = evidence.gather(
+                self.config,
+                tpm,
+                self.prove_keys,
+                challenge,
+                secret=session.secret,
+                statement=self.statement,
+            )
         with self.stop.interruptible():
             outcome = self.registrar.evidence(self.machine.id, proof)
         self.backoff.reset()

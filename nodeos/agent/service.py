@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nodeos.agent import evidence, identity, memory, site, volume
@@ -90,6 +91,7 @@ def prepare(config: Config, parts: Parts, console: Console, stop: Stop) -> Enrol
     return Enrolment(
         config=config,
         open_tpm=parts.open_tpm,
+        prove_keys=partial(identity.prove, config.keys),
         registrar=Registrar(client),
         console=console,
         stop=stop,

@@ -25,6 +25,7 @@ from nodeos.core.protocol import (
     Challenge,
     EnrolmentState,
     Evidence,
+    KeyProofs,
     NodeRecord,
     Outcome,
     Poll,
@@ -135,6 +136,7 @@ class FakeRegistrar:
     def _evidence(self, evidence: Evidence) -> Outcome:
         assert evidence.session == f"session-{len(self.requests)}"
         qualifying = qualifying_data(self.nonce, evidence.statement)
+        assert evidence.key_proofs.committee
         assert hmac.compare_digest(evidence.secret_proof, secret_proof(self.secret, qualifying))
         self.evidence.append(evidence)
         return self._answer()
@@ -268,3 +270,8 @@ def read_header(device: str) -> tuple[str, bytes]:
 @contextmanager
 def opened(tpm: FakeTpm) -> Iterator[FakeTpm]:
     yield tpm
+
+
+def prove_keys(qualifying: bytes) -> KeyProofs:
+    """Keys that sign with something of the right length."""
+    return KeyProofs(signing=qualifying * 2, tls=qualifying * 2, committee=bytes(48))
