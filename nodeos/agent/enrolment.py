@@ -227,6 +227,9 @@ class Enrolment:
             f"put right what is listed, or ask the operator of {self.settings.data_center}; "
             f"`nodeos enroll show {self.machine.id}` tells more"
         )
+        if self.record is not None:
+            # What a node may do is the network's to decide; it sees the failed attestation in the registry.
+            todo += f"\n  the replica runs on as the node {self.record.node_id}, which stays in the registry"
         todo += f"\n  trying again in {delay:.0f} s"
         self.console.findings(STEP, message, findings, todo)
         return delay
