@@ -8,11 +8,10 @@ principal.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
@@ -27,6 +26,9 @@ from cryptography.hazmat.primitives.serialization import (
 from hsm.signer import Algorithm
 from nodeos.core.errors import NodeosError, UsageError
 from nodeos.core.files import read_file
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 PublicKey = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey
 SIGNATURE_BYTES = 64

@@ -6,6 +6,7 @@ secp256k1. Delegations, WebAuthn and canister signatures are refused by name.
 
 from __future__ import annotations
 
+from hsm import keys
 from nodeos.core.errors import UsageError
 from nodeos.core.principal import Principal
 from replica.envelope import Envelope
@@ -31,9 +32,6 @@ def authenticate(envelope: Envelope) -> Principal:
 
 
 def _verify(public_key: bytes, signature: bytes, message: bytes) -> None:
-    # Imported late: it takes a third of the start-up time.
-    from hsm import keys
-
     try:
         keys.verify(public_key, message, signature)
     except (keys.SignatureError, UsageError) as error:

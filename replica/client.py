@@ -9,13 +9,14 @@ from __future__ import annotations
 import http.client
 import secrets
 import time
-import urllib.parse
 from collections.abc import Iterable
 from typing import Any
 
+from hsm import keys
 from hsm.bls import public_key_to_der
 from hsm.signer import Signer
 from nodeos.core.errors import NodeosError, UnreachableError, UsageError
+from nodeos.core.http import split_url
 from nodeos.core.principal import Principal
 from replica import candid, cbor
 from replica.certificate import MAX_AGE, Certificate, CertificateError, open_certificate
@@ -47,11 +48,8 @@ class Agent:
     def __init__(
         self, url: str, *, root_key: bytes, signer: Signer | None = None, patience: float = 60
     ) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise UsageError(f"{url}: not an http:// address", hint="for example http://192.0.2.7:8080")
         self.url = url
-        self._host, self._port = parts.hostname, parts.port or 80
+        self._host, self._port, _ = split_url(url, "http", 80)
         self._root_key = root_key
         self._subnet = Principal.self_authenticating(public_key_to_der(root_key))
         self._signer = signer
@@ -221,8 +219,6 @@ class Agent:
 
     def _check_signature(self, answer: dict[str, object], request_id: bytes) -> None:
         """Raises CertificateError (query.signature, query.time) unless a node signed this answer just now."""
-        from hsm import keys
-
         match answer.get("signatures"):
             case [{"timestamp": int() as at, "signature": bytes() as signature, "identity": bytes() as node}]:
                 pass
