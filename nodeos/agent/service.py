@@ -48,6 +48,11 @@ def run_agent(config: Config, parts: Parts, console: Console, stop: Stop) -> Non
     except NodeosError as error:
         console.failed(error)
         raise
+    except Exception as error:
+        # A fault of this program: its traceback goes to the journal, its kind to whoever stands at the machine.
+        hint = "report it with the release; the agent is started again"
+        console.failed(NodeosError(f"a fault of this program: {type(error).__name__}", hint=hint))
+        raise
 
 
 @contextmanager
