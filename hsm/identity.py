@@ -19,13 +19,9 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_der_public_key,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from hsm.keys import algorithm_of, parse_public, public_der
 from hsm.pin import refuse_readable
 from hsm.signer import Algorithm, Signer
 from nodeos.core.errors import UsageError
@@ -77,7 +73,7 @@ def load_identity(path: Path) -> Identity:
             key=fields.text("key", limit=256),
             public_key=fields.data("public_key", limit=256),
         )
-        _parse_public(identity.public_key, f"{path}.public_key")
+        parse_public(identity.public_key, f"{path}.public_key")
     elif kind == "file":
         identity = FileIdentity(key=path.parent / fields.text("key"))
     else:
@@ -120,8 +116,8 @@ class FileSigner:
 
     def __init__(self, key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> None:
         self._key = key
-        der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        self._public, self._algorithm = der, _parse_public(der, "the key")
+        public = key.public_key()
+        self._public, self._algorithm = public_der(public), algorithm_of(public, "the key")
 
     @property
     def algorithm(self) -> Algorithm:
@@ -156,19 +152,3 @@ def load_file_signer(path: Path, pin: Callable[[], str]) -> FileSigner:
     if not isinstance(key, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey):
         raise UsageError(f"private key {path}: neither Ed25519, P-256 nor secp256k1")
     return FileSigner(key)
-
-
-def _parse_public(der: bytes, what: str) -> Algorithm:
-    try:
-        key = load_der_public_key(der)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise UsageError(f"{what}: not a DER public key") from error
-    if isinstance(key, ed25519.Ed25519PublicKey):
-        return Algorithm.ED25519
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        found = {"secp256r1": Algorithm.ECDSA_P256, "secp256k1": Algorithm.ECDSA_SECP256K1}.get(
-            key.curve.name
-        )
-        if found is not None:
-            return found
-    raise UsageError(f"{what}: neither Ed25519, P-256 nor secp256k1")

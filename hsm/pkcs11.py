@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from hsm.errors import TokenError, TokenKeyError, TokenMissingError, TokenPinError
+from hsm.keys import public_der
 from hsm.signer import Algorithm
 
 # DER object identifiers: RFC 5480 section 2.1.1.1 (P-256), SEC 2 section A.2.1 (secp256k1).
@@ -201,7 +201,7 @@ class OpenToken:
         return TokenKey(
             label=str(public.label),
             algorithm=algorithm,
-            public_key=key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+            public_key=public_der(key),
         )
 
     @contextmanager

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from hsm.keys import private_pem
 from nodeos.core.errors import ToolError, UsageError
 from nodeos.core.files import write_atomic
 from nodeos.core.run import find_tool, run, scrubbed_environment
@@ -75,8 +76,7 @@ class ManufacturerCa:
         issuer = _authority("nodeos test TPM issuing CA", key.public_key(), root, root_key, path_length=0)
         pem = serialization.Encoding.PEM
         self.directory.mkdir(parents=True, exist_ok=True)
-        private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        write_atomic(self.directory / "intermediate.key", private, mode=0o600)
+        write_atomic(self.directory / "intermediate.key", private_pem(key), mode=0o600)
         write_atomic(self.intermediate, issuer.public_bytes(pem))
         write_atomic(self.roots, root.public_bytes(pem))
         localca, options = self.directory / "localca.conf", self.directory / "localca.options"

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from nodeos.cli import emit
+from nodeos.core.daemon import parse_listen
 
 _directory = click.option(
     "--dir",
@@ -66,7 +67,7 @@ def serve(directory: Path, listen: str) -> None:
     from provisioning.registrar.directory import Directory
     from provisioning.registrar.service import Service
 
-    host, port = _address(listen)
+    host, port = parse_listen(listen)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     here = Directory(directory)
     settings = here.settings()
@@ -82,13 +83,6 @@ def serve(directory: Path, listen: str) -> None:
         server.serve(app, opened, certificate=here.tls, key=here.tls_key, seconds=seconds, ready=ready)
     finally:
         opened.close()
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise click.BadParameter(f"{text!r} is not HOST:PORT", param_hint="--listen")
-    return host.strip("[]"), int(port)
 
 
 @commands.group()

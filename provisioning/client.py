@@ -13,18 +13,24 @@ from nodeos.core.errors import NodeosError
 from nodeos.core.http import Client
 from nodeos.core.wire import canonical_json
 from provisioning import operator_auth
+from provisioning.operator_auth import Asked
 
 
 class OperatorClient:
-    """Signs every request anew. Methods raise what ``nodeos.core.http.Client.request`` raises."""
+    """Signs every request anew, for the registrar that ``client`` pins.
+
+    Methods raise what ``nodeos.core.http.Client.request`` raises.
+    """
 
     def __init__(self, client: Client, signer: Signer) -> None:
         self._client = client
+        self._registrar = operator_auth.registrar_id(client.ca)
         self._signer = signer
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         data = b"" if body is None else canonical_json(body)
-        headers = operator_auth.sign(self._signer, method, path, data, int(time.time()))
+        asked = Asked(registrar=self._registrar, method=method, path=path, body=data)
+        headers = operator_auth.sign(self._signer, asked, int(time.time()))
         answer = self._client.request(method, path, data or None, headers)
         try:
             value = json.loads(answer)

@@ -1,7 +1,8 @@
 """How an operator's requests are signed and checked. Shared by the command line and the registrar.
 
-The signature is over a domain, then the canonical JSON of method, path with query, SHA-256 of the body,
-timestamp and nonce. It travels in four headers.
+The signature is over a domain, then the canonical JSON of the registrar it is for, method, path with query,
+SHA-256 of the body, timestamp and nonce. It travels in four headers. The registrar is named by its
+certificate authority, which the operator pins: what one registrar was sent is worth nothing at another.
 """
 
 from __future__ import annotations
@@ -10,21 +11,17 @@ import base64
 import binascii
 import hashlib
 import secrets
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.serialization import load_der_public_key
-
+from hsm import keys
 from hsm.signer import Signer
-from nodeos.core.errors import Finding, RefusedError
+from nodeos.core.errors import Finding, RefusedError, UsageError
 from nodeos.core.principal import Principal
-from nodeos.core.wire import ParseError, b64, canonical_json
+from nodeos.core.wire import b64, canonical_json
 
-DOMAIN = b"nodeos-operator-v1\x00"
+DOMAIN = b"nodeos-operator-v2\x00"
 KEY, TIMESTAMP, NONCE, SIGNATURE = (
     "nodeos-operator-key",
     "nodeos-operator-timestamp",
@@ -33,6 +30,16 @@ KEY, TIMESTAMP, NONCE, SIGNATURE = (
 )
 WINDOW_SECONDS = 300
 NONCE_HEX = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A request: the id of the registrar that it is for, HTTP method, path with query, and body."""
+
+    registrar: str
+    method: str
+    path: str
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,29 +53,43 @@ class Caller:
     signature: bytes
 
 
-def _message(method: str, path: str, body: bytes, timestamp: int, nonce: str) -> bytes:
+def registrar_id(ca: str) -> str:
+    """Names a registrar: hex of SHA-256 over its authority's certificate (DER). ``ca`` is PEM text.
+
+    Raises UsageError for anything but exactly one certificate.
+    """
+    if ca.count("-----BEGIN ") == 1:
+        try:
+            return hashlib.sha256(ssl.PEM_cert_to_DER_cert(ca.strip())).hexdigest()
+        except ValueError:
+            pass
+    raise UsageError("the registrar's CA must be one certificate in PEM", hint="take ca.pem of the registrar")
+
+
+def _message(asked: Asked, timestamp: int, nonce: str) -> bytes:
     signed = {
-        "method": method,
-        "path": path,
-        "body": hashlib.sha256(body).hexdigest(),
+        "registrar": asked.registrar,
+        "method": asked.method,
+        "path": asked.path,
+        "body": hashlib.sha256(asked.body).hexdigest(),
         "timestamp": timestamp,
         "nonce": nonce,
     }
     return DOMAIN + canonical_json(signed)
 
 
-def sign(signer: Signer, method: str, path: str, body: bytes, at: int) -> dict[str, str]:
+def sign(signer: Signer, asked: Asked, at: int) -> dict[str, str]:
     """The headers of one request; ``at`` is the time in seconds since 1970."""
     nonce = secrets.token_hex(NONCE_HEX // 2)
     return {
         KEY: b64(signer.public_key),
         TIMESTAMP: str(at),
         NONCE: nonce,
-        SIGNATURE: b64(signer.sign(_message(method, path, body, at, nonce))),
+        SIGNATURE: b64(signer.sign(_message(asked, at, nonce))),
     }
 
 
-def verify(headers: Mapping[str, str], method: str, path: str, body: bytes, at: int) -> Caller:
+def verify(headers: Mapping[str, str], asked: Asked, at: int) -> Caller:
     """Who signed. The nonce still has to be used up. Raises RefusedError."""
     try:
         key = base64.b64decode(headers.get(KEY, ""), validate=True)
@@ -80,9 +101,11 @@ def verify(headers: Mapping[str, str], method: str, path: str, body: bytes, at: 
         raise _refused("operator.headers", "key, timestamp, nonce or signature is missing or malformed")
     timestamp = int(stamp)
     try:
-        _check(key, signature, _message(method, path, body, timestamp, nonce))
-    except (InvalidSignature, ParseError, ValueError, UnsupportedAlgorithm) as error:
-        raise _refused("operator.signature", "the signature does not fit key and request") from error
+        keys.verify(key, _message(asked, timestamp, nonce), signature)
+    except (keys.SignatureError, UsageError) as error:
+        raise _refused(
+            "operator.signature", "the signature does not fit key, request and registrar"
+        ) from error
     if abs(at - timestamp) > WINDOW_SECONDS:
         words = f"signed at {timestamp}, it is {at} here; at most {WINDOW_SECONDS} s apart are allowed"
         raise _refused("operator.time", words, hint="set this computer's clock")
@@ -97,20 +120,6 @@ def verify(headers: Mapping[str, str], method: str, path: str, body: bytes, at: 
 
 def _is_nonce(text: str) -> bool:
     return len(text) == NONCE_HEX and all(letter in "0123456789abcdef" for letter in text)
-
-
-def _check(key: bytes, signature: bytes, message: bytes) -> None:
-    """Ed25519, or ECDSA with SHA-256 on P-256 or secp256k1, r and s as 64 bytes."""
-    public = load_der_public_key(key)
-    if len(signature) != 64:
-        raise ParseError("operator signature: not 64 bytes")
-    if isinstance(public, ed25519.Ed25519PublicKey):
-        public.verify(signature, message)
-    elif isinstance(public, ec.EllipticCurvePublicKey) and public.curve.name in ("secp256r1", "secp256k1"):
-        r, s = (int.from_bytes(half, "big") for half in (signature[:32], signature[32:]))
-        public.verify(encode_dss_signature(r, s), message, ec.ECDSA(hashes.SHA256()))
-    else:
-        raise ParseError("operator key: not Ed25519, P-256 or secp256k1")
 
 
 def _refused(code: str, message: str, *, hint: str | None = None) -> RefusedError:

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from nodeos.core.errors import NodeosError
 from nodeos.core.principal import Principal
+from replica.hashing import leb128
 
 MAGIC = b"DIDL"
 _MAX_DEPTH = 50
@@ -126,14 +127,6 @@ def variant(**types: Type) -> Variant:
 # --- writing ---------------------------------------------------------------------------------------------
 
 
-def _uleb(number: int) -> bytes:
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes((*out, number))
-
-
 def _sleb(number: int) -> bytes:
     out = bytearray()
     while not -0x40 <= number < 0x40:
@@ -150,7 +143,7 @@ def encode(types: tuple[Type, ...], values: tuple[object, ...]) -> bytes:
     rows: list[bytes] = []
     heads = b"".join(_write_type(kind, table, rows) for kind in types)
     body = b"".join(_write(kind, value) for kind, value in zip(types, values, strict=True))
-    return MAGIC + _uleb(len(rows)) + b"".join(rows) + _uleb(len(types)) + heads + body
+    return MAGIC + leb128(len(rows)) + b"".join(rows) + leb128(len(types)) + heads + body
 
 
 def _write_type(kind: Type, table: dict[Type, int], rows: list[bytes]) -> bytes:
@@ -161,9 +154,9 @@ def _write_type(kind: Type, table: dict[Type, int], rows: list[bytes]) -> bytes:
             case Opt() | Vec():
                 row = _sleb(-18 if isinstance(kind, Opt) else -19) + _write_type(kind.inner, table, rows)
             case Record() | Variant():
-                row = _sleb(-20 if isinstance(kind, Record) else -21) + _uleb(len(kind.fields.types))
+                row = _sleb(-20 if isinstance(kind, Record) else -21) + leb128(len(kind.fields.types))
                 for number, inner in kind.fields.types:
-                    row += _uleb(number) + _write_type(inner, table, rows)
+                    row += leb128(number) + _write_type(inner, table, rows)
             case _:
                 raise CandidError("references can't be written")
         table[kind] = len(rows)
@@ -178,14 +171,14 @@ def _write(kind: Type, value: object) -> bytes:  # noqa: PLR0911, PLR0912 — on
         case Prim(name="bool"), bool():
             return bytes((value,))
         case Prim(name="nat"), int() if value >= 0:
-            return _uleb(value)
+            return leb128(value)
         case Prim(name="int"), int():
             return _sleb(value)
         case Prim(name="text"), str():
             raw = value.encode()
-            return _uleb(len(raw)) + raw
+            return leb128(len(raw)) + raw
         case Prim(name="principal"), Principal():
-            return b"\x01" + _uleb(len(value.raw)) + value.raw
+            return b"\x01" + leb128(len(value.raw)) + value.raw
         case Prim(), int() | float() if kind in _FIXED:
             try:
                 return struct.pack(_FIXED[kind], value)
@@ -194,15 +187,15 @@ def _write(kind: Type, value: object) -> bytes:  # noqa: PLR0911, PLR0912 — on
         case Opt(), _:
             return b"\x00" if value is None else b"\x01" + _write(kind.inner, value)
         case Vec(inner=Prim(name="nat8")), bytes():
-            return _uleb(len(value)) + value
+            return leb128(len(value)) + value
         case Vec(), list() | tuple():
-            return _uleb(len(value)) + b"".join(_write(kind.inner, item) for item in value)
+            return leb128(len(value)) + b"".join(_write(kind.inner, item) for item in value)
         case Record(), dict():
             return b"".join(_write(t, value.get(kind.fields.name(n))) for n, t in kind.fields.types)
         case Variant(), (name, inner):
             for index, (number, inner_kind) in enumerate(kind.fields.types):
                 if kind.fields.name(number) == name:
-                    return _uleb(index) + _write(inner_kind, inner)
+                    return leb128(index) + _write(inner_kind, inner)
     raise CandidError(f"{type(value).__name__} doesn't fit the type {describe(kind)}")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nodeos.core.errors import UsageError
+from nodeos.core.daemon import parse_listen
 
 
 @click.group()
@@ -62,17 +62,15 @@ def run(
     from replica.execution import Limits
     from replica.server import Config, serve
 
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"--listen {listen}: expected HOST:PORT", hint="for example 0.0.0.0:8080")
+    host, port = parse_listen(listen)
     limits = Limits() if update_instructions is None else Limits(update=update_instructions)
     config = Config(
         state=state,
         record=node,
         committee_key=committee_key,
         node_key=node_key,
-        host=host.strip("[]"),
-        port=int(port),
+        host=host,
+        port=port,
         limits=limits,
     )
     serve(config, lambda line: click.echo(f"replica: {line}", err=True))

@@ -9,13 +9,14 @@ from __future__ import annotations
 import http.client
 import secrets
 import time
-import urllib.parse
 from collections.abc import Iterable
 from typing import Any
 
+from hsm import keys
 from hsm.bls import public_key_to_der
 from hsm.signer import Signer
 from nodeos.core.errors import NodeosError, UnreachableError, UsageError
+from nodeos.core.http import split_url
 from nodeos.core.principal import Principal
 from replica import candid, cbor
 from replica.certificate import MAX_AGE, Certificate, CertificateError, open_certificate
@@ -47,11 +48,8 @@ class Agent:
     def __init__(
         self, url: str, *, root_key: bytes, signer: Signer | None = None, patience: float = 60
     ) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise UsageError(f"{url}: not an http:// address", hint="for example http://192.0.2.7:8080")
         self.url = url
-        self._host, self._port = parts.hostname, parts.port or 80
+        self._host, self._port, _ = split_url(url, "http", 80)
         self._root_key = root_key
         self._subnet = Principal.self_authenticating(public_key_to_der(root_key))
         self._signer = signer
@@ -221,10 +219,6 @@ class Agent:
 
     def _check_signature(self, answer: dict[str, object], request_id: bytes) -> None:
         """Raises CertificateError (query.signature, query.time) unless a node signed this answer just now."""
-        from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-        from cryptography.hazmat.primitives.serialization import load_der_public_key
-
         match answer.get("signatures"):
             case [{"timestamp": int() as at, "signature": bytes() as signature, "identity": bytes() as node}]:
                 pass
@@ -235,15 +229,12 @@ class Agent:
         der = self._node_keys().get(node)
         if der is None:
             raise CertificateError("query.signature", "signed by a node that is not of this subnet")
-        keys = ("status", "reply", "reject_code", "reject_message", "error_code")
-        signed = {key: answer[key] for key in keys if key in answer}
+        names = ("status", "reply", "reject_code", "reject_message", "error_code")
+        signed = {name: answer[name] for name in names if name in answer}
         message = RESPONSE_DOMAIN + hash_of_map({**signed, "timestamp": at, "request_id": request_id})
-        key = load_der_public_key(der)
         try:
-            if not isinstance(key, Ed25519PublicKey):
-                raise InvalidSignature
-            key.verify(signature, message)
-        except InvalidSignature as error:
+            keys.verify(der, message, signature)
+        except (keys.SignatureError, UsageError) as error:
             raise CertificateError("query.signature", "it does not hold under the node's key") from error
 
 

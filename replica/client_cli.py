@@ -137,36 +137,37 @@ def _assemble(text: bytes, path: Path) -> bytes:
         raise UsageError(f"module {path}: {error}") from error
 
 
+def _method_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A canister, a method and its argument; they become ``canister``, ``method`` and ``raw`` (Candid)."""
+
+    @click.argument("canister")
+    @click.argument("method")
+    @click.argument("argument", metavar="[ARGHEX]", required=False)
+    @click.option("--nat", type=click.IntRange(min=0), help="The argument, as one Candid nat.")
+    @_options
+    @wraps(command)
+    def wrapped(*, canister: str, argument: str | None, nat: int | None, **rest: Any) -> None:
+        command(canister=Principal.parse(canister), raw=_argument(argument, nat), **rest)
+
+    return wrapped
+
+
 @commands.command()
-@click.argument("canister")
-@click.argument("method")
-@click.argument("argument", metavar="[ARGHEX]", required=False)
-@click.option("--nat", type=click.IntRange(min=0), help="The argument, as one Candid nat.")
-@_options
+@_method_options
 @click.pass_context
-def call(
-    ctx: click.Context, *, target: _Target, canister: str, method: str, argument: str | None, nat: int | None
-) -> None:
+def call(ctx: click.Context, *, target: _Target, canister: Principal, method: str, raw: bytes) -> None:
     """Make an update call; prints the certified reply."""
-    raw = _argument(argument, nat)
     with _agent(target) as agent:
-        _show(ctx, agent.call(Principal.parse(canister), method, raw))
+        _show(ctx, agent.call(canister, method, raw))
 
 
 @commands.command()
-@click.argument("canister")
-@click.argument("method")
-@click.argument("argument", metavar="[ARGHEX]", required=False)
-@click.option("--nat", type=click.IntRange(min=0), help="The argument, as one Candid nat.")
-@_options
+@_method_options
 @click.pass_context
-def query(
-    ctx: click.Context, *, target: _Target, canister: str, method: str, argument: str | None, nat: int | None
-) -> None:
+def query(ctx: click.Context, *, target: _Target, canister: Principal, method: str, raw: bytes) -> None:
     """Make a query call; prints the reply, whose signature is verified."""
-    raw = _argument(argument, nat)
     with _agent(target) as agent:
-        _show(ctx, agent.query(Principal.parse(canister), method, raw))
+        _show(ctx, agent.query(canister, method, raw))
 
 
 @commands.command()

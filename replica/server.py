@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import sys
@@ -14,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from hsm.bls import SecretKey
+from hsm.keys import public_der
 from nodeos import __version__
+from nodeos.core.daemon import notify
 from nodeos.core.errors import Finding, NodeosError, RefusedError, UsageError
 from nodeos.core.files import read_file
 from nodeos.core.protocol import NodeRecord
@@ -67,8 +68,7 @@ def load_identity(config: Config) -> Identity:
     committee = SecretKey.load(config.committee_key)
     node = _load_node_key(config.node_key)
     findings: list[Finding] = []
-    der = node.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if der != record.keys.signing:
+    if public_der(node.public_key()) != record.keys.signing:
         findings.append(Finding(code="replica.node-key", message="it is not the key in the node's record"))
     if committee.public_key != record.keys.committee:
         findings.append(
@@ -108,18 +108,6 @@ def listen(host: str, port: int) -> socket.socket:
             f"can't listen on {host}:{port}: {error.strerror}", hint="is another replica running?"
         ) from error
     return listener
-
-
-def notify(state: str) -> None:
-    """Tell the service manager, if one asked to be told (sd_notify(3)). If it doesn't listen, go on."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, contextlib.suppress(OSError):
-        channel.connect(address)
-        channel.sendall(state.encode())
 
 
 @contextlib.contextmanager

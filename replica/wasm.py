@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nodeos.core.errors import NodeosError
+from replica.hashing import leb128
 
 _HEADER = b"\x00asm\x01\x00\x00\x00"
 _EXPORT, _START = 7, 8
@@ -108,15 +109,6 @@ class _Found:
     start: int | None = None
 
 
-def uleb(number: int) -> bytes:
-    """Unsigned LEB128."""
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes((*out, number))
-
-
 def prepare(module: bytes) -> Prepared:
     """Rewrite a module (see above). Raises WasmError; what is not read here is left to the compiler."""
     if not module.startswith(_HEADER):
@@ -131,10 +123,10 @@ def prepare(module: bytes) -> Prepared:
         if kind not in (_EXPORT, _START):
             kept.append((kind, body))
     exports = _extra_exports(found)
-    body = uleb(len(exports)) + b"".join(exports)
+    body = leb128(len(exports)) + b"".join(exports)
     place = max((i + 1 for i, (kind, _) in enumerate(kept) if kind in _BEFORE_EXPORT), default=0)
     kept.insert(place, (_EXPORT, body))
-    code = _HEADER + b"".join(bytes((kind,)) + uleb(len(body)) + body for kind, body in kept)
+    code = _HEADER + b"".join(bytes((kind,)) + leb128(len(body)) + body for kind, body in kept)
     return Prepared(
         code=code,
         globals=tuple(f"{PREFIX}global{index}" for index in found.mutable),
@@ -162,7 +154,7 @@ def _extra_exports(found: _Found) -> list[bytes]:
 
 def _export(name: str, kind: int, index: int) -> bytes:
     raw = name.encode()
-    return uleb(len(raw)) + raw + bytes((kind,)) + uleb(index)
+    return leb128(len(raw)) + raw + bytes((kind,)) + leb128(index)
 
 
 def _read_section(kind: int, reader: _Reader, found: _Found) -> None:

@@ -9,28 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from nodeos.core.daemon import notify
 from nodeos.core.errors import Finding, NodeosError, RefusedError
 from nodeos.core.files import write_atomic
-
-
-def notify(message: str) -> None:
-    """Send one sd_notify(3) datagram, if systemd asked for it. A supervisor that is gone is no error."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        try:
-            channel.sendto(message.encode(), address)
-        except OSError as error:
-            print(f"nodeos: systemd can't be told {message!r}: {error.strerror}", file=sys.stderr)  # noqa: T201
 
 
 class Console:

@@ -6,41 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-
-class Endorsement(Protocol):
-    """The endorsement key's TPMT_PUBLIC and its certificates in DER, leaf first."""
-
-    @property
-    def public(self) -> bytes: ...
-
-    @property
-    def certificates(self) -> tuple[bytes, ...]: ...
-
-
-class Quote(Protocol):
-    """A TPMS_ATTEST, its TPMT_SIGNATURE, and the SHA-256 bank's values that it is over."""
-
-    @property
-    def attest(self) -> bytes: ...
-
-    @property
-    def signature(self) -> bytes: ...
-
-    @property
-    def pcrs(self) -> dict[int, bytes]: ...
-
-
-class Identity(Protocol):
-    """Who made the TPM."""
-
-    @property
-    def manufacturer(self) -> str: ...
-
-    @property
-    def model(self) -> str: ...
-
-    @property
-    def firmware(self) -> str: ...
+from hsm.tpm.types import Endorsement, Quote, TpmIdentity
 
 
 class TpmDevice(Protocol):
@@ -58,7 +24,7 @@ class TpmDevice(Protocol):
 
     def measure(self, pcr: int, data: bytes) -> object: ...
 
-    def identity(self) -> Identity: ...
+    def identity(self) -> TpmIdentity: ...
 
 
 OpenTpm = Callable[[], AbstractContextManager[TpmDevice]]

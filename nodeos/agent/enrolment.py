@@ -70,6 +70,7 @@ class Enrolment:
 
     config: Config
     open_tpm: OpenTpm
+    prove_keys: evidence.ProveKeys
     registrar: Registrar
     console: Console
     stop: Stop
@@ -112,7 +113,14 @@ class Enrolment:
             session = Session(name=challenge.session, secret=_activate(tpm, challenge))
             if evidence.is_incomplete(self.config.userspace_log):
                 self.console.tell(STEP, "systemd's measurement log is marked as incomplete")
-            proof = evidence.gather(self.config, tpm, challenge, session.secret, self.statement)
+            proof = evidence.gather(
+                self.config,
+                tpm,
+                self.prove_keys,
+                challenge,
+                secret=session.secret,
+                statement=self.statement,
+            )
         with self.stop.interruptible():
             outcome = self.registrar.evidence(self.machine.id, proof)
         self.backoff.reset()
@@ -219,6 +227,9 @@ class Enrolment:
             f"put right what is listed, or ask the operator of {self.settings.data_center}; "
             f"`nodeos enroll show {self.machine.id}` tells more"
         )
+        if self.record is not None:
+            # What a node may do is the network's to decide; it sees the failed attestation in the registry.
+            todo += f"\n  the replica runs on as the node {self.record.node_id}, which stays in the registry"
         todo += f"\n  trying again in {delay:.0f} s"
         self.console.findings(STEP, message, findings, todo)
         return delay

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hsm.tpm.types import Quote
 from nodeos.agent.config import Config
-from nodeos.agent.device import Quote, TpmDevice
+from nodeos.agent.device import TpmDevice
 from nodeos.core.errors import NodeosError, UsageError
 from nodeos.core.files import read_file
 from nodeos.core.protocol import (
     QUOTED_PCRS,
     Challenge,
     Evidence,
+    KeyProofs,
     NodeKeys,
     Statement,
     StateVolume,
@@ -26,6 +28,8 @@ from nodeos.core.protocol import (
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # What the protocol lets through for each log, in bytes.
 LOG_LIMIT = 1 << 18
+
+ProveKeys = Callable[[bytes], KeyProofs]
 
 
 def boot_id() -> str:
@@ -57,14 +61,23 @@ def make_statement(
     )
 
 
-def gather(config: Config, tpm: TpmDevice, challenge: Challenge, secret: bytes, statement: bytes) -> Evidence:
-    """Quote the registers, with the logs that explain them."""
+def gather(
+    config: Config,
+    tpm: TpmDevice,
+    prove_keys: ProveKeys,
+    challenge: Challenge,
+    *,
+    secret: bytes,
+    statement: bytes,
+) -> Evidence:
+    """Quote the registers, with the logs that explain them, and have the node's keys sign for it."""
     qualifying = qualifying_data(challenge.nonce, statement)
     quote, firmware, userspace = quote_with_logs(config, tpm, qualifying)
     return Evidence(
         session=challenge.session,
         statement=statement,
         secret_proof=secret_proof(secret, qualifying),
+        key_proofs=prove_keys(qualifying),
         quote=quote.attest,
         signature=quote.signature,
         pcrs={index: quote.pcrs[index] for index in QUOTED_PCRS},

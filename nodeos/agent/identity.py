@@ -14,12 +14,19 @@ import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nodeos.core.errors import NodeosError, UsageError
 from nodeos.core.files import read_file, write_new
 from nodeos.core.principal import Principal
-from nodeos.core.protocol import NodeKeys
+from nodeos.core.protocol import KeyProofs, NodeKeys, possession_message
 from nodeos.core.wire import canonical_json, parse_json
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from hsm.bls import SecretKey
 
 SIGNING = "signing.pem"
 TLS_KEY = "tls.pem"
@@ -56,23 +63,49 @@ def load_or_make(directory: Path) -> Loaded:
 
 def load(directory: Path) -> NodeKeys:
     """Read every file and check that they belong together. Raises IdentityError."""
+    return _read(directory).keys
+
+
+def prove(directory: Path, qualifying: bytes) -> KeyProofs:
+    """Have each key sign for one attestation. Raises IdentityError."""
+    from hsm.identity import FileSigner
+
+    secret, message = _read(directory), possession_message(qualifying)
+    return KeyProofs(
+        signing=secret.signing.sign(message),
+        tls=FileSigner(secret.tls).sign(message),
+        committee=secret.committee.sign(message),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class _Identity:
+    """The secret keys, and the public ones that they make."""
+
+    signing: Ed25519PrivateKey
+    tls: EllipticCurvePrivateKey
+    committee: SecretKey
+    keys: NodeKeys
+
+
+def _read(directory: Path) -> _Identity:
     _check_modes(directory)
     try:
         stored = NodeKeys.parse(parse_json(read_file(directory / PUBLIC, "public keys"), PUBLIC))
         found = _derive(directory)
     except (UsageError, ValueError, TypeError) as error:
         raise _damaged(directory, str(error).splitlines()[0]) from error
-    if found.signing != stored.signing:
+    if found.keys.signing != stored.signing:
         raise _damaged(directory, f"{SIGNING} is not the key in {PUBLIC}")
-    if found.committee != stored.committee:
+    if found.keys.committee != stored.committee:
         raise _damaged(directory, f"{COMMITTEE} is not the key in {PUBLIC}")
-    if found.tls_certificate != stored.tls_certificate:
+    if found.keys.tls_certificate != stored.tls_certificate:
         raise _damaged(directory, f"{TLS_CERTIFICATE} is not the certificate in {PUBLIC}")
     return found
 
 
-def _derive(directory: Path) -> NodeKeys:
-    """The public keys of the secret ones. Raises ValueError, TypeError or UsageError for what is no key."""
+def _derive(directory: Path) -> _Identity:
+    """The secret keys and their public ones. Raises ValueError, TypeError or UsageError for what is no key."""
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -80,6 +113,7 @@ def _derive(directory: Path) -> NodeKeys:
     from cryptography.x509.oid import NameOID
 
     from hsm.bls import SecretKey
+    from hsm.keys import public_der
 
     signing = load_pem_private_key(read_file(directory / SIGNING, "signing key"), None)
     if not isinstance(signing, Ed25519PrivateKey):
@@ -89,28 +123,23 @@ def _derive(directory: Path) -> NodeKeys:
         raise TypeError(f"{TLS_KEY} is not an elliptic-curve key")
     certificate_der = read_file(directory / TLS_CERTIFICATE, "TLS certificate")
     certificate = load_der_x509_certificate(certificate_der)
-    public = _spki(signing.public_key())
-    if _spki(certificate.public_key()) != _spki(tls.public_key()):
+    public = public_der(signing.public_key())
+    if public_der(certificate.public_key()) != public_der(tls.public_key()):
         raise ValueError(f"{TLS_CERTIFICATE} is not for the key in {TLS_KEY}")
     names = [name.value for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     if names != [str(Principal.self_authenticating(public))]:
         raise ValueError(f"{TLS_CERTIFICATE} does not name the node id")
-    committee = SecretKey.load(directory / COMMITTEE).public_key
-    return NodeKeys(signing=public, tls_certificate=certificate_der, committee=committee)
+    committee = SecretKey.load(directory / COMMITTEE)
+    keys = NodeKeys(signing=public, tls_certificate=certificate_der, committee=committee.public_key)
+    return _Identity(signing=signing, tls=tls, committee=committee, keys=keys)
 
 
 def _make(directory: Path) -> None:
     from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     from hsm.bls import SecretKey
-
-    def pem(key: object) -> bytes:
-        data = key.private_bytes(  # type: ignore[attr-defined]
-            Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
-        )
-        return bytes(data)
+    from hsm.keys import private_pem, public_der
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     whole = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
@@ -118,11 +147,11 @@ def _make(directory: Path) -> None:
     signing = Ed25519PrivateKey.generate()
     tls = generate_private_key(SECP256R1())
     committee = SecretKey.generate()
-    public = _spki(signing.public_key())
+    public = public_der(signing.public_key())
     certificate = _certificate(tls, str(Principal.self_authenticating(public)))
     keys = NodeKeys(signing=public, tls_certificate=certificate, committee=committee.public_key)
-    write_new(whole / SIGNING, pem(signing))
-    write_new(whole / TLS_KEY, pem(tls))
+    write_new(whole / SIGNING, private_pem(signing))
+    write_new(whole / TLS_KEY, private_pem(tls))
     write_new(whole / TLS_CERTIFICATE, certificate)
     committee.save(whole / COMMITTEE)
     write_new(whole / PUBLIC, canonical_json(keys.to_json()))
@@ -149,12 +178,6 @@ def _certificate(key: object, common_name: str) -> bytes:
         .not_valid_after(_NOT_AFTER)
     )
     return builder.sign(key, SHA256()).public_bytes(Encoding.DER)
-
-
-def _spki(key: object) -> bytes:
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    return bytes(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))  # type: ignore[attr-defined]
 
 
 def _check_modes(directory: Path) -> None:

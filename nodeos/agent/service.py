@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nodeos.agent import evidence, identity, memory, site, volume
@@ -46,6 +47,11 @@ def run_agent(config: Config, parts: Parts, console: Console, stop: Stop) -> Non
             enrolment.keep_attested(config.period)
     except NodeosError as error:
         console.failed(error)
+        raise
+    except Exception as error:
+        # A fault of this program: its traceback goes to the journal, its kind to whoever stands at the machine.
+        hint = "report it with the release; the agent is started again"
+        console.failed(NodeosError(f"a fault of this program: {type(error).__name__}", hint=hint))
         raise
 
 
@@ -90,6 +96,7 @@ def prepare(config: Config, parts: Parts, console: Console, stop: Stop) -> Enrol
     return Enrolment(
         config=config,
         open_tpm=parts.open_tpm,
+        prove_keys=partial(identity.prove, config.keys),
         registrar=Registrar(client),
         console=console,
         stop=stop,

@@ -17,21 +17,37 @@ from nodeos.core.wire import ParseError, parse_finding, parse_json
 MAX_BODY = 8 << 20
 
 
+def split_url(url: str, scheme: str, port: int) -> tuple[str, int, str]:
+    """Host, port (``port`` if it names none) and path of an address. Raises UsageError."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        found = parts.port
+    except ValueError as error:  # a port out of range, half a bracket
+        raise UsageError(f"{url}: not an address: {error}") from error
+    if "@" in parts.netloc:
+        raise UsageError("an address here holds no user name or password")
+    if parts.scheme != scheme or not parts.hostname:
+        raise UsageError(
+            f"{url}: not an {scheme}:// address", hint=f"for example {scheme}://192.0.2.7:{port}"
+        )
+    return parts.hostname, port if found is None else found, parts.path
+
+
 class Client:
     """Talks to one service. ``ca`` is PEM text; ``timeout`` in seconds covers each socket operation."""
 
     def __init__(self, url: str, *, ca: str, timeout: float = 20) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme != "https" or not parts.hostname:
-            raise UsageError(f"{url}: not an https:// address")
+        self._host, self._port, prefix = split_url(url, "https", 443)
         self.url = url.rstrip("/")
-        self._host = parts.hostname
-        self._port = parts.port or 443
-        self._prefix = parts.path.rstrip("/")
+        self.ca = ca
+        self._prefix = prefix.rstrip("/")
         self._timeout = timeout
+        # Not create_default_context: with an empty ``ca`` it would trust the system's authorities.
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._context.verify_flags |= ssl.VERIFY_X509_STRICT
         try:
-            self._context = ssl.create_default_context(cadata=ca)
-        except ssl.SSLError as error:
+            self._context.load_verify_locations(cadata=ca)
+        except (ssl.SSLError, ValueError, TypeError) as error:
             raise UsageError(f"{url}: the pinned certificate can't be read: {error}") from error
         self._context.minimum_version = ssl.TLSVersion.TLSv1_2
 

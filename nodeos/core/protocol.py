@@ -10,7 +10,7 @@
 
 M is the machine id: hex of SHA-256 over the endorsement key's TPMT_PUBLIC. A node attests again, at every
 boot, by the same three steps. The quote's qualifying data binds all that the node states (see
-``qualifying_data``); the secret of the credential authenticates the polls.
+``qualifying_data``), and the node's keys sign it too; the secret of the credential authenticates the polls.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from nodeos.core.wire import (
 QUOTED_PCRS = (0, 1, 2, 3, 4, 5, 7, 9, 11, 12, 13, 14, 15)
 
 _STATEMENT_DOMAIN = b"nodeos-evidence-v1\x00"
+_POSSESSION_DOMAIN = b"nodeos-possession-v1\x00"
 _POLL_DOMAIN = b"nodeos-poll-v1\x00"
 NONCE_BYTES = 32
 
@@ -66,6 +67,11 @@ def qualifying_data(nonce: bytes, statement: bytes) -> bytes:
 def secret_proof(secret: bytes, qualifying: bytes) -> bytes:
     """Shows that the node activated the credential: HMAC-SHA256 of the qualifying data."""
     return hmac.digest(secret, qualifying, "sha256")
+
+
+def possession_message(qualifying: bytes) -> bytes:
+    """What each of the node's keys signs: that it is there, in this attestation and no other."""
+    return _POSSESSION_DOMAIN + qualifying
 
 
 def poll_proof(secret: bytes, session: str, counter: int) -> bytes:
@@ -105,6 +111,30 @@ class NodeKeys:
         )
         fields.done()
         return keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyProofs:
+    """Signatures of ``possession_message`` by each key of NodeKeys: without them a node could claim, and so
+    keep from its owner, a key that it has only heard of. ``signing`` and ``tls`` are 64 bytes (ECDSA: r and s),
+    ``committee`` is a compressed G1 point of 48 bytes."""
+
+    signing: bytes
+    tls: bytes
+    committee: bytes
+
+    def to_json(self) -> dict[str, str]:
+        return {"signing": b64(self.signing), "tls": b64(self.tls), "committee": b64(self.committee)}
+
+    @classmethod
+    def parse(cls, fields: Fields) -> KeyProofs:
+        proofs = cls(
+            signing=fields.data("signing", length=64),
+            tls=fields.data("tls", length=64),
+            committee=fields.data("committee", length=48),
+        )
+        fields.done()
+        return proofs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +298,7 @@ class Evidence:
     session: str
     statement: bytes
     secret_proof: bytes
+    key_proofs: KeyProofs
     quote: bytes
     signature: bytes
     pcrs: dict[int, bytes]
@@ -280,6 +311,7 @@ class Evidence:
                 "session": self.session,
                 "statement": b64(self.statement),
                 "secret_proof": b64(self.secret_proof),
+                "key_proofs": self.key_proofs.to_json(),
                 "quote": b64(self.quote),
                 "signature": b64(self.signature),
                 "pcrs": {str(index): value.hex() for index, value in self.pcrs.items()},
@@ -296,6 +328,7 @@ class Evidence:
             session=fields.text("session", limit=64),
             statement=fields.data("statement", limit=1 << 16),
             secret_proof=fields.data("secret_proof", length=32),
+            key_proofs=KeyProofs.parse(fields.nested("key_proofs")),
             quote=fields.data("quote", limit=4096),
             signature=fields.data("signature", limit=1024),
             pcrs={index: pcrs.hexadecimal(str(index), length=32) for index in QUOTED_PCRS},

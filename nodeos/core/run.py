@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nodeos.core.errors import ToolError
 
@@ -66,6 +67,8 @@ def run(
     """
     arguments = [str(part) for part in command]
     line = shlex.join(arguments)
+    # Without input a program reads nothing: never the terminal of whoever started us.
+    given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
     try:
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +79,7 @@ def run(
                     arguments,
                     cwd=cwd,
                     env=scrubbed_environment(env),
-                    input=stdin,
+                    **given,
                     stdout=file,
                     stderr=subprocess.STDOUT,
                     timeout=timeout,
@@ -87,7 +90,7 @@ def run(
                 arguments,
                 cwd=cwd,
                 env=scrubbed_environment(env),
-                input=stdin,
+                **given,
                 capture_output=True,
                 timeout=timeout,
                 check=False,

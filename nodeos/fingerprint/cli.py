@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from nodeos.cli import emit
+from nodeos.core.cbor import as_json
 
 _TPM = Path("/dev/tpmrm0")
 
@@ -41,7 +42,7 @@ def collect(ctx: click.Context, out: Path | None, tcti: str | None) -> None:
     if out is not None:
         write_new(out, data, mode=0o644, hint="name another file")
         click.echo(f"{out}: {len(data)} bytes", err=True)
-    emit(ctx, _plain(value), _summary(value))
+    emit(ctx, as_json(value), _summary(value))
 
 
 @commands.command()
@@ -53,7 +54,7 @@ def show(ctx: click.Context, file: Path) -> None:
     from nodeos.fingerprint import report
 
     value = report.decode(read_file(file, "report", limit=1 << 20), file.name)
-    emit(ctx, _plain(value), _summary(value))
+    emit(ctx, as_json(value), _summary(value))
 
 
 def _with_tpm(tcti: str) -> dict[str, Any]:
@@ -69,19 +70,10 @@ def _with_tpm(tcti: str) -> dict[str, Any]:
         )
 
 
-def _plain(value: Any) -> Any:
-    """For JSON: bytes as hexadecimal."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value.hex() if isinstance(value, bytes) else value
-
-
 def _summary(value: dict[str, Any]) -> str:
     """The report for people: the inventory, then the medians."""
     lines = []
-    for name, part in _plain(value["inventory"]).items():
+    for name, part in as_json(value["inventory"]).items():
         if isinstance(part, dict):
             words = ", ".join(f"{key} {_words(item)}" for key, item in part.items())
         else:

@@ -11,8 +11,9 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from hsm.tpm.types import TpmIdentity
 from nodeos.core.errors import UsageError
 from nodeos.core.files import read_file
 from nodeos.core.wire import ParseError
@@ -36,19 +37,6 @@ _NO_SERIALS = frozenset(
     {"", "0", "none", "n/a", "not specified", "not applicable", "default string", "system serial number"}
     | {"to be filled by o.e.m.", "0123456789", "123456789", "unknown", "empty", "chassis serial number"}
 )
-
-
-class TpmIdentity(Protocol):
-    """The part of ``hsm.tpm.TpmIdentity`` that is reported."""
-
-    @property
-    def manufacturer(self) -> str: ...
-
-    @property
-    def model(self) -> str: ...
-
-    @property
-    def firmware(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any
 
+from hsm.tpm.types import TpmIdentity
+from nodeos.core import cbor
 from nodeos.core.errors import NodeosError
 from nodeos.core.wire import Fields, ParseError, parse_text
-from nodeos.fingerprint.inventory import Sources, TpmIdentity, take_inventory
+from nodeos.fingerprint.inventory import Sources, take_inventory
 from nodeos.fingerprint.measure import quick_suite
 from nodeos.fingerprint.sketch import Reading, parse_reading
 
@@ -38,9 +39,7 @@ def collect(
 
 def encode(report: dict[str, Any]) -> bytes:
     """Canonical CBOR. Raises NodeosError if the report is larger than the protocol carries."""
-    import cbor2
-
-    data = bytes(cbor2.dumps(report, canonical=True))
+    data = cbor.encode(report)
     if len(data) > LIMIT:
         raise NodeosError(
             f"the hardware report has {len(data)} bytes, at most {LIMIT} are allowed",
@@ -51,38 +50,9 @@ def encode(report: dict[str, Any]) -> bytes:
 
 def decode(data: bytes, what: str = "report") -> dict[str, Any]:
     """Read a report back, and check its whole shape. Raises ParseError with the path of the wrong field."""
-    import cbor2
-
-    if len(data) > LIMIT:
-        raise ParseError(f"{what}: {len(data)} bytes, at most {LIMIT} are allowed")
-    stream = io.BytesIO(data)
-    try:
-        value = cbor2.load(stream)
-        # Only the canonical form is taken: no second key, no tag, no float passes, since encoding again
-        # would give other bytes or _check finds it.
-        canonical = cbor2.dumps(value, canonical=True)
-    except Exception as error:  # cbor2 passes on what its callees raise, of many types
-        raise ParseError(
-            f"{what}: not CBOR: {str(error).splitlines()[0] if str(error) else error!r}"
-        ) from error
-    if stream.tell() != len(data) or canonical != data:
-        raise ParseError(f"{what}: not in canonical form, or with bytes behind its end")
-    _check_keys(value, what)
+    value = cbor.decode(data, what, limit=LIMIT)
     _check(value, what)
     return dict(value)
-
-
-def _check_keys(value: object, what: str) -> None:
-    """CBOR's maps may have keys of any type; ours have text."""
-    left = [value]
-    while left:
-        item = left.pop()
-        if isinstance(item, dict):
-            if not all(isinstance(key, str) for key in item):
-                raise ParseError(f"{what}: a key that is not text")
-            left += item.values()
-        elif isinstance(item, list):
-            left += item
 
 
 def _check(value: object, what: str) -> None:

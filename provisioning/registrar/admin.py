@@ -8,16 +8,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_der_public_key,
-    load_pem_public_key,
-)
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from hsm.identity import public_key_of
+from hsm.keys import algorithm_of, public_der, read_public
 from hsm.pin import read_pin
 from nodeos.core.errors import UsageError
 from nodeos.core.files import read_file
@@ -148,41 +142,22 @@ def _note(tx: Transaction, event: str, detail: dict[str, str], at: int) -> None:
 
 def read_operator_key(path: Path) -> bytes:
     """An operator's public key in DER, from PEM, DER, or an identity file. Raises UsageError."""
-    data = read_file(path, "operator key", limit=1 << 16)
-    if data.lstrip().startswith(b"{"):
+    if read_file(path, "operator key", limit=1 << 16).lstrip().startswith(b"{"):
         return public_key_of(path, lambda: read_pin(None))
-    try:
-        key = load_pem_public_key(data) if data.lstrip().startswith(b"-----") else load_der_public_key(data)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise UsageError(
-            f"operator key {path}: no public key in PEM or DER, and no identity file",
-            hint="`nodeos operator init` makes an identity file",
-        ) from error
-    return _operator_der(key, path)
-
-
-def _operator_der(key: object, path: Path) -> bytes:
-    """Checks the kind: what is accepted here must be what a request can be signed with."""
-    curves = ("secp256r1", "secp256k1")
-    if isinstance(key, ed25519.Ed25519PublicKey) or (
-        isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in curves
-    ):
-        return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    raise UsageError(f"operator key {path}: neither Ed25519, P-256 nor secp256k1")
+    hint = "give a public key in PEM or DER, or the identity file that `nodeos operator init` makes"
+    key = read_public(path, "operator key", hint=hint)
+    # What is accepted here must be what a request can be signed with.
+    algorithm_of(key, f"operator key {path}")
+    return public_der(key)
 
 
 def read_site_key(path: Path) -> bytes:
     """The raw 32 bytes of an Ed25519 public key in PEM or DER. Raises UsageError."""
-    data = read_file(path, "site key", limit=1 << 16)
-    try:
-        key = load_pem_public_key(data) if data.lstrip().startswith(b"-----") else load_der_public_key(data)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise UsageError(
-            f"site key {path}: no public key", hint="give site.pub.pem of the release"
-        ) from error
-    if not isinstance(key, ed25519.Ed25519PublicKey):
-        raise UsageError(f"site key {path}: not an Ed25519 key", hint="give the release's site.pub.pem")
-    return key.public_bytes(Encoding.Raw, PublicFormat.Raw)
+    hint = "give the release's site.pub.pem"
+    key = read_public(path, "site key", hint=hint)
+    if not isinstance(key, Ed25519PublicKey):
+        raise UsageError(f"site key {path}: not an Ed25519 key", hint=hint)
+    return key.public_bytes_raw()
 
 
 def operator_principal(key: bytes) -> Principal:

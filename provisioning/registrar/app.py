@@ -123,7 +123,7 @@ def make_app(service: Service) -> Starlette:
     ) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             body = await read_body(request, OPERATOR_BODY_LIMIT, seconds)
-            path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            path = _requested(request)
 
             def work() -> dict[str, Any]:
                 caller = operators.authenticate(request.headers, request.method, path, body)
@@ -193,6 +193,14 @@ def make_app(service: Service) -> Starlette:
             Exception: _internal,
         },
     )
+
+
+def _requested(request: Request) -> str:
+    """Path and query as they were sent. ``request.url`` won't do: it is put together with the Host header,
+    whose sender could make another path of it than the one that is routed."""
+    query: bytes = request.scope["query_string"]
+    raw: bytes = request.scope["raw_path"] + (b"?" + query if query else b"")
+    return raw.decode("latin-1")
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from hsm.keys import private_pem
 from nodeos.core.errors import UsageError
 
 CA_DAYS = 20 * 365
@@ -32,12 +33,6 @@ def _usage(*, ca: bool) -> x509.KeyUsage:
     )
 
 
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
 def make_ca(at: datetime) -> tuple[bytes, bytes]:
     """A new P-256 authority: certificate and key in PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -56,7 +51,7 @@ def make_ca(at: datetime) -> tuple[bytes, bytes]:
         .add_extension(identifier, critical=False)
         .sign(key, hashes.SHA256())
     )
-    return certificate.public_bytes(serialization.Encoding.PEM), _pem(key)
+    return certificate.public_bytes(serialization.Encoding.PEM), private_pem(key)
 
 
 def make_tls(ca_pem: bytes, ca_key_pem: bytes, names: Sequence[str], at: datetime) -> tuple[bytes, bytes]:
@@ -84,7 +79,7 @@ def make_tls(ca_pem: bytes, ca_key_pem: bytes, names: Sequence[str], at: datetim
         .add_extension(authority, critical=False)
         .sign(ca_key, hashes.SHA256())
     )
-    return certificate.public_bytes(serialization.Encoding.PEM), _pem(key)
+    return certificate.public_bytes(serialization.Encoding.PEM), private_pem(key)
 
 
 def general_name(name: str) -> x509.GeneralName:

@@ -10,6 +10,7 @@ from pathlib import Path
 from nodeos.core.errors import UsageError
 from nodeos.core.files import read_file, write_atomic, write_new
 from nodeos.core.wire import Fields, ParseError
+from provisioning.operator_auth import registrar_id
 from provisioning.registrar import authority
 from provisioning.registrar.service import Settings
 from provisioning.registrar.store import Store
@@ -86,7 +87,9 @@ class Directory:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ParseError(f"{self.config}: not TOML: {error}") from error
         fields = Fields(found, str(self.config))
+        ca = read_file(self.ca, "CA certificate", limit=1 << 16).decode("ascii", errors="replace")
         settings = Settings(
+            registrar=registrar_id(ca),
             nonce_seconds=fields.integer("nonce_seconds", low=10, high=86400),
             request_seconds=fields.integer("request_seconds", low=1, high=600),
         )

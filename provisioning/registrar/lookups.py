@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from hsm.keys import public_der
 from nodeos.core.errors import Finding, NodeosError, RefusedError
 from nodeos.core.principal import Principal
 from nodeos.core.protocol import (
@@ -172,11 +173,10 @@ def enrolled_as(node: NodeRow) -> Enrolled:
 def key_digests(keys: NodeKeys) -> tuple[str, str, str]:
     """Digests of the three keys; of the TLS certificate its key, which another certificate could carry."""
     from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     try:
         certificate = x509.load_der_x509_certificate(keys.tls_certificate)
-        tls = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        tls = public_der(certificate.public_key())
     except ValueError:
         tls = keys.tls_certificate
     digests = [hashlib.sha256(data).hexdigest() for data in (keys.signing, tls, keys.committee)]

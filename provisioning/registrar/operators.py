@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from nodeos.core import cbor
 from nodeos.core.errors import RefusedError
 from nodeos.core.principal import Principal
 from nodeos.core.protocol import Evidence, NodeRecord, Statement
 from nodeos.core.wire import ParseError, b64, parse_json
 from provisioning import operator_auth
-from provisioning.operator_auth import Caller
+from provisioning.operator_auth import Asked, Caller
 from provisioning.registrar.lookups import ConflictError, NotFoundError, audit_row, key_digests
 from provisioning.registrar.rows import Attestation, CenterRow, Enrolment, NodeRow
 from provisioning.registrar.service import Service
 from provisioning.registrar.states import Event, advance
 from provisioning.registrar.store import Transaction
 from provisioning.verify.findings import finding
-from provisioning.verify.fingerprint import decode
+from provisioning.verify.fingerprint import MAX_BYTES
 
 PAGE = 200
 HISTORY = 50
@@ -34,7 +35,9 @@ class Operators:
     def authenticate(self, headers: Mapping[str, str], method: str, path: str, body: bytes) -> Caller:
         """Who asks. Raises RefusedError for a bad signature, an old request, a spent nonce, a stranger."""
         at = self._service.clock()
-        caller = operator_auth.verify(headers, method, path, body, at)
+        registrar = self._service.settings.registrar
+        asked = Asked(registrar=registrar, method=method, path=path, body=body)
+        caller = operator_auth.verify(headers, asked, at)
         operator = str(caller.principal)
         with self._store.write() as tx:
             if not tx.centers(operator):
@@ -226,19 +229,12 @@ def _details(tx: Transaction, row: Enrolment) -> dict[str, Any]:
             details["node_id"] = str(statement.keys.node_id)
             details["keys"] = statement.keys.to_json()
             details["memory_encryption"] = statement.memory_encryption
-            details["fingerprint"] = _readable(decode(statement.fingerprint))
+            details["fingerprint"] = cbor.as_json(
+                cbor.decode(statement.fingerprint, "fingerprint", limit=MAX_BYTES)
+            )
         except ParseError as error:
             details["unreadable"] = error.message
     return details
-
-
-def _readable(value: Any) -> Any:
-    """CBOR made fit for JSON: byte strings as hexadecimal."""
-    if isinstance(value, dict):
-        return {key: _readable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_readable(item) for item in value]
-    return value.hex() if isinstance(value, bytes) else value
 
 
 def _attestation(row: Attestation) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import asyncio
 import resource
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +104,11 @@ def serve(
         timeout_graceful_shutdown=GRACE_SECONDS,
         backlog=512,
     )
+    config.load()
+    if config.ssl is None:
+        raise RuntimeError("the registrar serves over TLS only")
+    # Nodes and operators all run this project's client; uvicorn's own list of TLS 1.2 ciphers is an old one.
+    config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
     server = RegistrarServer(config, ready)
     try:
         server.run(sockets=[opened])

@@ -66,8 +66,10 @@ MAX_REFUSED = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """``nonce_seconds`` is how long a challenge holds; ``request_seconds`` how long a sender may take."""
+    """``registrar`` is the registrar's id (see ``operator_auth``); ``nonce_seconds`` is how long a challenge
+    holds, ``request_seconds`` how long a sender may take."""
 
+    registrar: str
     nonce_seconds: int = 600
     request_seconds: int = 30
 

@@ -30,6 +30,7 @@ from provisioning.verify.policy import (
     check_site,
     check_volume,
 )
+from provisioning.verify.possession import check_possession
 from provisioning.verify.profile import Profile, check_fingerprint
 from provisioning.verify.quote import Clock, check_clock, check_quote
 from provisioning.verify.tpm import Public, Quote, parse_public
@@ -206,6 +207,9 @@ def verify_evidence(evidence: Evidence, expected: Expected) -> Assessment:
     verdicts.append(check_site(evidence.pcrs, expected.site_document))
     verdicts.append(check_firmware(evidence.pcrs, expected.enrolled))
     statement, report = _statement(evidence, expected, verdicts)
+    if statement is not None and authentic:
+        # Of a statement that this TPM did not make, it says nothing; that is refused already.
+        verdicts.append(check_possession(statement.keys, evidence.key_proofs, qualifying))
     if statement is not None and quote is not None and expected.boot_id is not None:
         verdicts.append(_boot(statement, quote, expected))
     assessment = Assessment(

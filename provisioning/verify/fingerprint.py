@@ -6,15 +6,13 @@ through (a newer agent may say more); a wrong type anywhere is refused. No float
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
-from typing import Any
 
+from nodeos.core import cbor
 from nodeos.core.wire import Fields, ParseError, parse_text
 
 MAX_BYTES = 8192
 QUANTILES = 33
-_MAX_DEPTH = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,43 +95,9 @@ class Report:
     measurements: dict[str, Measurement]
 
 
-def decode(data: bytes) -> Any:
-    """Canonical CBOR of maps with text keys, arrays, text, bytes, whole numbers, booleans and null."""
-    import cbor2
-
-    if len(data) > MAX_BYTES:
-        raise ParseError(f"fingerprint: {len(data)} bytes, at most {MAX_BYTES} are allowed")
-    try:
-        value = cbor2.CBORDecoder(io.BytesIO(data)).decode()
-        _check_types(value, "fingerprint", 0)
-        canonical = cbor2.dumps(value, canonical=True)
-    except ParseError:
-        raise
-    except Exception as error:  # the decoder raises whatever its parts raise; all of it means the same
-        raise ParseError(f"fingerprint: not CBOR: {type(error).__name__}") from error
-    if canonical != data:
-        raise ParseError("fingerprint: not in canonical form, or bytes follow it")
-    return value
-
-
-def _check_types(value: object, path: str, depth: int) -> None:
-    if depth > _MAX_DEPTH:
-        raise ParseError(f"{path}: nested too deeply")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise ParseError(f"{path}: a key is not text")
-            _check_types(item, f"{path}.{key}", depth + 1)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _check_types(item, f"{path}[{index}]", depth + 1)
-    elif value is not None and type(value) not in (str, bytes, int, bool):
-        raise ParseError(f"{path}: {type(value).__name__} is not allowed")
-
-
 def parse_report(data: bytes) -> Report:
     """Raises ParseError with the path of the first wrong field."""
-    fields = Fields(decode(data), "fingerprint")
+    fields = Fields(cbor.decode(data, "fingerprint", limit=MAX_BYTES), "fingerprint")
     fields.integer("version", low=1, high=1)
     report = Report(
         inventory=_inventory(fields.nested("inventory")),

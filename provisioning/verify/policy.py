@@ -131,7 +131,7 @@ def check_volume(
 
 def check_identity(keys: NodeKeys, ak_public: bytes, enrolled: Enrolled | None) -> Verdict:
     """The node's keys have the right form, and are the enrolled ones."""
-    refused = _key_forms(keys)
+    refused = check_key_forms(keys)
     if enrolled is not None:
         if ak_public != enrolled.ak_public:
             refused.append(finding("identity.ak", "another attestation key than the enrolled one"))
@@ -143,7 +143,8 @@ def check_identity(keys: NodeKeys, ak_public: bytes, enrolled: Enrolled | None) 
     return verdict("identity", refused)
 
 
-def _key_forms(keys: NodeKeys) -> list[Finding]:
+def check_key_forms(keys: NodeKeys) -> list[Finding]:
+    """Ed25519, a self-signed certificate, a compressed G2 point."""
     refused = []
     try:
         if not isinstance(load_der_public_key(keys.signing), Ed25519PublicKey) or len(keys.signing) != 44:

@@ -21,6 +21,7 @@ from hsm.softtpm import ManufacturerCa, SoftTpm
 from hsm.tpm import Tpm
 from nodeos.agent import identity
 from nodeos.agent.config import Config
+from nodeos.core.errors import RefusedError
 from nodeos.core.protocol import NodeRecord
 from nodeos.core.wire import parse_json
 from tests.support import evidence
@@ -225,6 +226,42 @@ def test_a_machine_that_booted_something_else_is_told_why(node: Node) -> None:
             agent.until("trying again in")
             assert node.status["state"] == "refused"
             assert agent.end() == 0
+
+
+def test_a_node_that_fails_an_attestation_stays_a_node(node: Node) -> None:
+    """The registry and the node agree: the record stays, the attestation is on file as failed."""
+    with node.power(), node.registrar.serve():
+        with node.agent() as agent:
+            agent.until("waiting for the operator")
+            node.approve()
+            agent.until("attested as the node")
+            assert agent.end() == 0
+        record, machine = node.record, node.status["machine"]
+        with Tpm(node.tcti) as tpm:
+            tpm.measure(14, b"what should not be there")
+        with node.agent() as agent:
+            agent.until("the registrar refused this machine")
+            agent.until("✗ pcr.14")
+            agent.until(f"the replica runs on as the node {record.node_id}, which stays in the registry")
+            agent.until("trying again in")
+            assert node.record == record
+            assert (node.status["state"], node.status["node_id"]) == ("refused", str(record.node_id))
+            assert agent.end() == 0
+        operator = node.registrar.operator
+        seen = operator.enrolment(machine)
+        assert (seen["state"], [f["code"] for f in seen["findings"]]) == ("inducted", ["pcr.14"])
+        attestation = operator.node(str(record.node_id))["attestation"]
+        assert attestation["state"] == "failed"
+        assert [entry["state"] for entry in attestation["history"]] == ["failed", "passed"]
+        with pytest.raises(RefusedError, match=r"enrolment\.state"):
+            operator.reject(machine, "an operator can't take a node out of the registry")
+    # The next boot is in order again, and so is the node.
+    with node.power(first=False), node.registrar.serve(), node.agent() as agent:
+        agent.until("attested as the node")
+        assert (node.record, node.status["state"]) == (record, "inducted")
+        # This host's boot id is the same in all its boots.
+        assert [f["code"] for f in node.status["findings"]] == ["boot.reset"]
+        assert agent.end() == 0
 
 
 def test_a_site_that_changed_while_the_machine_runs_is_told(node: Node) -> None:

@@ -9,15 +9,18 @@ import socket
 import sqlite3
 import ssl
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
+from hsm.identity import FileSigner
 from nodeos.core.errors import NodeosError, RefusedError, UnreachableError
 from nodeos.core.http import Client
 from nodeos.core.protocol import EnrolmentState
+from provisioning.operator_auth import Asked, registrar_id, sign
 from tests.support import evidence as ev
 from tests.support.registrar import poll
 from tests.support.served import Served, nodeos
@@ -208,6 +211,39 @@ def test_malformed_requests_are_told_what_is_wrong(
 ) -> None:
     with pytest.raises(NodeosError, match=words):
         served.client.request(method, path, body)
+
+
+def test_a_signature_is_for_the_path_that_is_routed(served: Served) -> None:
+    """Frameworks have put addresses together with the Host header, which nobody signed."""
+    signer = FileSigner(ev.OPERATOR)
+    asked = Asked(
+        registrar=registrar_id(served.ca.read_text()), method="GET", path="/v1/operator/nodes", body=b""
+    )
+    secret = "/v1/operator/enrolments"
+    for path, host, code in (
+        (asked.path, "127.0.0.1", None),
+        (secret, "127.0.0.1", "operator.signature"),
+        (secret, f"127.0.0.1{asked.path}#", "operator.signature"),
+        (secret, f"127.0.0.1{asked.path}?", "operator.signature"),
+        ("/v1/operator/enrolments/../nodes", "127.0.0.1", "not-found"),
+        (asked.path + "?state=pending", "127.0.0.1", "operator.signature"),
+    ):
+        headers = sign(signer, asked, int(time.time()))
+        answer = served.raw("GET", path, {**headers, "Host": host})
+        found = answer.get("error", {})
+        codes = [f["code"] for f in found.get("findings", [])] or [found.get("code")]
+        assert codes == [code], (path, host, answer)
+
+
+def test_old_versions_of_tls_are_refused(served: Served) -> None:
+    for version, refused in ((ssl.TLSVersion.TLSv1_2, True), (ssl.TLSVersion.TLSv1_3, False)):
+        context = ssl.create_default_context(cafile=str(served.ca))
+        context.minimum_version = context.maximum_version = version
+        expected: AbstractContextManager[object] = (
+            pytest.raises((ssl.SSLError, ConnectionError)) if refused else nullcontext()
+        )
+        with socket.create_connection(("127.0.0.1", served.port), timeout=20) as raw, expected:
+            context.wrap_socket(raw, server_hostname="127.0.0.1").close()
 
 
 def test_other_authority_is_not_accepted(served: Served, tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def evidence(tpm: Tpm, challenge: Challenge, statement: Statement) -> Evidence:
         session=challenge.session,
         statement=stated,
         secret_proof=secret_proof(secret, qualifying),
+        key_proofs=ev.key_proofs(qualifying, statement.keys),
         quote=quote.attest,
         signature=quote.signature,
         pcrs=quote.pcrs,

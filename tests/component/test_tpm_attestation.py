@@ -26,7 +26,7 @@ from tpm2_pytss import (
 
 from hsm.errors import TpmCredentialError, TpmError, TpmForeignKeyError, TpmLockoutError, TpmPasswordError
 from hsm.softtpm import ManufacturerCa, SoftTpm
-from hsm.tpm import ATTESTATION_HANDLE, Tpm
+from hsm.tpm import ATTESTATION_HANDLE, Tpm, pcrs
 from nodeos.core.errors import UsageError
 from tests.support.tpm_tools import credential, handles, key_of, name_of, store_key
 
@@ -300,7 +300,7 @@ def test_bank_that_cannot_be_hashed_is_an_error_and_nothing_is_extended(
     soft_tpm: SoftTpm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with soft_tpm.serve() as tcti, Tpm(tcti) as tpm:
-        monkeypatch.delitem(tpm.measure.__globals__["_BANKS"], 0x000C)
+        monkeypatch.delitem(pcrs._BANKS, 0x000C)
         with pytest.raises(TpmError, match="0xc"):
             tpm.measure(13, b"data")
         assert tpm.read_pcrs([13]) == {13: bytes(32)}
@@ -335,9 +335,9 @@ def test_nothing_is_left_behind(soft_tpm: SoftTpm) -> None:
                     tpm.activate(*credential(endorsement.public, b"\x00\x0b" + bytes(32), secret))
                 tpm.quote(secret, [0, 7])
                 tpm.measure(12, secret)
-            assert handles(tpm._context, 0x80000000) == []
-            assert handles(tpm._context, 0x02000000) == []
-            assert handles(tpm._context, 0x03000000) == []
+            assert handles(tpm._connection.esys, 0x80000000) == []
+            assert handles(tpm._connection.esys, 0x02000000) == []
+            assert handles(tpm._connection.esys, 0x03000000) == []
         for _ in range(6):
             with Tpm(tcti) as tpm:
                 tpm.endorsement()
@@ -371,12 +371,15 @@ def test_lockout(soft_tpm: SoftTpm) -> None:
                 esys.quote(key, "sha256:0", b"n")
             esys.flush_context(key)
         with Tpm(tcti) as tpm:
-            with pytest.raises(TpmLockoutError, match="locked out") as caught, tpm._answers("signing"):
-                other, *_ = tpm._esys.create_primary(None, template, ESYS_TR.ENDORSEMENT)
+            with (
+                pytest.raises(TpmLockoutError, match="locked out") as caught,
+                tpm._connection.answers("signing"),
+            ):
+                other, *_ = tpm._connection.esys.create_primary(None, template, ESYS_TR.ENDORSEMENT)
                 try:
-                    tpm._esys.quote(other, "sha256:0", b"n")
+                    tpm._connection.esys.quote(other, "sha256:0", b"n")
                 finally:
-                    tpm._esys.flush_context(other)
+                    tpm._connection.esys.flush_context(other)
             # Attestation itself goes on.
             tpm.attestation_key()
             assert tpm.quote(b"n", [0]).pcrs

@@ -15,6 +15,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from hsm.tpm.types import Endorsement, Quote, TpmIdentity
 from nodeos.agent.config import Config
 from nodeos.agent.console import Console
 from nodeos.agent.stop import Stop, StopRequested
@@ -24,6 +25,7 @@ from nodeos.core.protocol import (
     Challenge,
     EnrolmentState,
     Evidence,
+    KeyProofs,
     NodeRecord,
     Outcome,
     Poll,
@@ -40,26 +42,6 @@ OPERATOR = Principal.self_authenticating(b"operator")
 SECRET = b"s" * 32
 
 
-@dataclass(frozen=True, slots=True)
-class FakeEndorsement:
-    public: bytes = b"ek"
-    certificates: tuple[bytes, ...] = (b"certificate",)
-
-
-@dataclass(frozen=True, slots=True)
-class FakeQuote:
-    attest: bytes
-    signature: bytes
-    pcrs: dict[int, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class FakeIdentity:
-    manufacturer: str = "FAKE"
-    model: str = "none"
-    firmware: str = "1.2"
-
-
 @dataclass(slots=True)
 class FakeTpm:
     """Registers that extend as a TPM's do. A credential for it is its secret, in the clear."""
@@ -74,8 +56,8 @@ class FakeTpm:
     def __exit__(self, *exception: object) -> None:
         return None
 
-    def endorsement(self) -> FakeEndorsement:
-        return FakeEndorsement()
+    def endorsement(self) -> Endorsement:
+        return Endorsement(public=b"ek", certificates=(b"certificate",))
 
     def attestation_key(self) -> bytes:
         return b"ak"
@@ -85,8 +67,9 @@ class FakeTpm:
             raise self.activate_error
         return credential_blob
 
-    def quote(self, qualifying: bytes, pcrs: Sequence[int]) -> FakeQuote:
-        return FakeQuote(qualifying, b"signature", {index: self.pcrs[index] for index in pcrs})
+    def quote(self, qualifying: bytes, pcrs: Sequence[int]) -> Quote:
+        values = {index: self.pcrs[index] for index in pcrs}
+        return Quote(attest=qualifying, signature=b"signature", pcrs=values)
 
     def read_pcrs(self, pcrs: Sequence[int]) -> dict[int, bytes]:
         return {index: self.pcrs[index] for index in pcrs}
@@ -95,8 +78,8 @@ class FakeTpm:
         self.measured.append((pcr, data))
         self.pcrs[pcr] = hashlib.sha256(self.pcrs[pcr] + hashlib.sha256(data).digest()).digest()
 
-    def identity(self) -> FakeIdentity:
-        return FakeIdentity()
+    def identity(self) -> TpmIdentity:
+        return TpmIdentity(manufacturer="FAKE", model="none", firmware="1.2")
 
 
 def finding(code: str = "a.b", message: str = "not right") -> Finding:
@@ -153,6 +136,7 @@ class FakeRegistrar:
     def _evidence(self, evidence: Evidence) -> Outcome:
         assert evidence.session == f"session-{len(self.requests)}"
         qualifying = qualifying_data(self.nonce, evidence.statement)
+        assert evidence.key_proofs.committee
         assert hmac.compare_digest(evidence.secret_proof, secret_proof(self.secret, qualifying))
         self.evidence.append(evidence)
         return self._answer()
@@ -286,3 +270,8 @@ def read_header(device: str) -> tuple[str, bytes]:
 @contextmanager
 def opened(tpm: FakeTpm) -> Iterator[FakeTpm]:
     yield tpm
+
+
+def prove_keys(qualifying: bytes) -> KeyProofs:
+    """Keys that sign with something of the right length."""
+    return KeyProofs(signing=qualifying * 2, tls=qualifying * 2, committee=bytes(48))

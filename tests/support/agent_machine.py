@@ -16,10 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from hsm.signer import Algorithm
+from hsm.identity import FileSigner
 from nodeos.agent.config import Config
 from nodeos.agent.device import TpmDevice
 from nodeos.core.http import Client
@@ -29,24 +28,6 @@ from tests.support import evidence
 from tests.support.agent_fakes import Site, make_config, make_site
 
 UUID = "6a4e0f0e-52a5-4f0c-9e2c-111111111111"
-
-
-@dataclass(frozen=True, slots=True)
-class FileSigner:
-    """The operator's key, without a token."""
-
-    key: Ed25519PrivateKey
-
-    @property
-    def algorithm(self) -> Algorithm:
-        return Algorithm.ED25519
-
-    @property
-    def public_key(self) -> bytes:
-        return evidence.spki(self.key)
-
-    def sign(self, message: bytes) -> bytes:
-        return self.key.sign(message)
 
 
 def measure_boot(tpm: TpmDevice, config: Config) -> None:

@@ -20,15 +20,18 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.x509.oid import NameOID
 
+from hsm.bls import SecretKey
 from nodeos.core.principal import Principal
 from nodeos.core.protocol import (
     QUOTED_PCRS,
     Challenge,
     Evidence,
+    KeyProofs,
     NodeKeys,
     Request,
     Statement,
     StateVolume,
+    possession_message,
     qualifying_data,
     secret_proof,
 )
@@ -332,9 +335,10 @@ def report(changed: dict[str, object] | None = None, measurements: dict[str, obj
     return cbor2.dumps(value, canonical=True)
 
 
+@cache
 def node_keys(seed: int = 1) -> NodeKeys:
     """The public keys of a node; another seed, other keys."""
-    key = ed25519.Ed25519PrivateKey.from_private_bytes(seed.to_bytes(32, "big"))
+    key = node_secret(seed)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name("node"))
@@ -348,7 +352,27 @@ def node_keys(seed: int = 1) -> NodeKeys:
     return NodeKeys(
         signing=spki(key),
         tls_certificate=certificate.public_bytes(serialization.Encoding.DER),
-        committee=b"\x80" + seed.to_bytes(95, "big"),
+        committee=SecretKey(seed.to_bytes(32, "big")).public_key,
+    )
+
+
+def node_secret(seed: int) -> ed25519.Ed25519PrivateKey:
+    """The signing key of a node, which its TLS certificate has too."""
+    return ed25519.Ed25519PrivateKey.from_private_bytes(seed.to_bytes(32, "big"))
+
+
+def key_proofs(qualifying: bytes, keys: NodeKeys) -> KeyProofs:
+    """What the keys of ``node_keys`` sign, each of whatever seed it was made from (else of 1)."""
+    known = {seed: node_keys(seed) for seed in range(1, 5)}
+
+    def seed_of(part: str) -> int:
+        return next((s for s, k in known.items() if getattr(k, part) == getattr(keys, part)), 1)
+
+    message = possession_message(qualifying)
+    return KeyProofs(
+        signing=node_secret(seed_of("signing")).sign(message),
+        tls=node_secret(seed_of("tls_certificate")).sign(message),
+        committee=SecretKey(seed_of("committee").to_bytes(32, "big")).sign(message),
     )
 
 
@@ -505,6 +529,7 @@ class Machine:
             session=session,
             statement=stated,
             secret_proof=secret_proof(secret, qualifying),
+            key_proofs=key_proofs(qualifying, self.keys),
             quote=quote,
             signature=sign_quote(signer or self.ak, quote),
             pcrs=values,

@@ -14,7 +14,7 @@ from provisioning.registrar import admin
 from provisioning.registrar.directory import Directory
 from provisioning.registrar.operators import Operators
 from provisioning.registrar.rows import CenterRow
-from provisioning.registrar.service import Service, Settings
+from provisioning.registrar.service import Service
 from tests.support import evidence as ev
 
 AT = 1_750_000_000
@@ -90,7 +90,7 @@ class Registrar:
         admin.add_release(self.store, release, allow_debug=False)
         admin.add_center(self.store, center())
         self.clock = Clock()
-        self.service = Service(self.store, Settings(), self.clock)
+        self.service = Service(self.store, self.directory.settings(), self.clock)
         self.operators = Operators(self.service)
 
     def attest(self, machine: ev.Machine) -> Outcome:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -112,6 +114,16 @@ class Served:
 
     def attest(self, machine: ev.Machine) -> Outcome:
         return self.prove(machine, machine.answer(self.challenge(machine)).to_bytes())
+
+    def raw(self, method: str, path: str, headers: dict[str, str]) -> Any:
+        """The JSON of one answer, of whatever status, to exactly these headers."""
+        context = ssl.create_default_context(cafile=str(self.ca))
+        connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=30, context=context)
+        try:
+            connection.request(method, path, headers=headers)
+            return json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
 
     def cli(self, noun: str, verb: str, *arguments: str | Path, code: int = 0) -> Any:
         """An operator's command."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeos.agent.console import Console, notify
+from nodeos.agent.console import Console
 from nodeos.agent.stop import Stop, StopRequested
 from nodeos.core.errors import NodeosError, RefusedError
 from tests.support.agent_fakes import finding
@@ -83,17 +83,6 @@ def test_systemd_is_told(
         console.ready()
         assert listener.recv(200) == b"STATUS=enrolment: one"
         assert listener.recv(200) == b"READY=1"
-
-
-def test_a_supervisor_that_is_gone_is_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "absent"))
-    notify("READY=1")
-    assert "systemd can't be told" in capsys.readouterr().err
-    monkeypatch.delenv("NOTIFY_SOCKET")
-    notify("READY=1")
-    assert capsys.readouterr().err == ""
 
 
 def test_a_signal_ends_a_wait_at_once() -> None:

@@ -36,6 +36,7 @@ from tests.support.agent_fakes import (
     make_site,
     opened,
     outcome,
+    prove_keys,
 )
 
 KEYS = NodeKeys(signing=b"signing", tls_certificate=b"tls", committee=bytes(96))
@@ -78,6 +79,7 @@ def stage(tmp_path: Path) -> Stage:
     enrolment = Enrolment(
         config=config,
         open_tpm=lambda: opened(tpm),
+        prove_keys=prove_keys,
         registrar=Registrar(registrar),
         console=console,
         stop=stop,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hsm.tpm.types import Quote
 from nodeos.agent import evidence
 from nodeos.agent.config import Config
 from nodeos.core.errors import NodeosError, UsageError
@@ -16,9 +17,13 @@ from nodeos.core.protocol import (
     qualifying_data,
     secret_proof,
 )
-from tests.support.agent_fakes import FakeQuote, FakeTpm, make_config
+from tests.support.agent_fakes import FakeTpm, make_config, prove_keys
 
 CHALLENGE = Challenge(session="s", credential_blob=b"", encrypted_secret=b"", nonce=b"n" * 32, seconds=60)
+
+
+def gather(config: Config, tpm: FakeTpm) -> Evidence:
+    return evidence.gather(config, tpm, prove_keys, CHALLENGE, secret=b"secret", statement=b"statement")
 
 
 @pytest.fixture
@@ -27,10 +32,11 @@ def config(tmp_path: Path) -> Config:
 
 
 def test_evidence_binds_nonce_and_statement(config: Config) -> None:
-    found = evidence.gather(config, FakeTpm(), CHALLENGE, b"secret", b"statement")
+    found = gather(config, FakeTpm())
     qualifying = qualifying_data(b"n" * 32, b"statement")
     assert found.quote == qualifying
     assert found.secret_proof == secret_proof(b"secret", qualifying)
+    assert found.key_proofs == prove_keys(qualifying)
     assert (found.firmware_log, found.userspace_log) == (b"firmware", b"userspace")
     assert set(found.pcrs) == set(QUOTED_PCRS)
     assert Evidence.parse(found.to_bytes()) == found
@@ -39,26 +45,26 @@ def test_evidence_binds_nonce_and_statement(config: Config) -> None:
 def test_absent_logs_are_empty(config: Config) -> None:
     config.firmware_log.unlink()
     config.userspace_log.unlink()
-    found = evidence.gather(config, FakeTpm(), CHALLENGE, b"secret", b"statement")
+    found = gather(config, FakeTpm())
     assert (found.firmware_log, found.userspace_log) == (b"", b"")
 
 
 def test_a_log_that_is_too_large_is_told(config: Config) -> None:
     config.firmware_log.write_bytes(bytes(evidence.LOG_LIMIT + 1))
     with pytest.raises(NodeosError, match="larger than 262144 bytes"):
-        evidence.gather(config, FakeTpm(), CHALLENGE, b"secret", b"statement")
+        gather(config, FakeTpm())
 
 
 def test_systemd_can_not_measure_between_quote_and_log(config: Config) -> None:
     """systemd takes the exclusive lock of its log for each measurement: while we quote, it can't get it."""
 
     class Watching(FakeTpm):
-        def quote(self, qualifying: bytes, pcrs: Sequence[int]) -> FakeQuote:
+        def quote(self, qualifying: bytes, pcrs: Sequence[int]) -> Quote:
             with config.userspace_log.open("ab") as log, pytest.raises(BlockingIOError):
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return super().quote(qualifying, pcrs)
 
-    evidence.gather(config, Watching(), CHALLENGE, b"secret", b"statement")
+    gather(config, Watching())
     with config.userspace_log.open("ab") as log:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

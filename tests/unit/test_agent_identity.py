@@ -10,8 +10,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from nodeos.agent import identity
-from nodeos.agent.identity import IdentityError, load, load_or_make
+from nodeos.agent.identity import IdentityError, load, load_or_make, prove
 from nodeos.core.principal import Principal
+from provisioning.verify.findings import Result
+from provisioning.verify.possession import check_possession
 
 FILES = ("signing.pem", "tls.pem", "tls.der", "committee.hex", "public.json")
 
@@ -55,6 +57,21 @@ def test_the_certificate_names_the_node(keys: Path) -> None:
     assert isinstance(public, EllipticCurvePublicKey)
     assert public.curve.name == "secp256r1"
     assert certificate.not_valid_after_utc.year == 9999
+
+
+def test_each_key_signs_for_one_attestation(keys: Path) -> None:
+    stated = load(keys)
+    for qualifying in (b"q" * 32, b"r" * 32):
+        assert check_possession(stated, prove(keys, qualifying), qualifying).result is Result.PASSED
+    found = check_possession(stated, prove(keys, b"q" * 32), b"r" * 32)
+    codes = [f.code for f in found.findings]
+    assert codes == ["possession.signing", "possession.tls_certificate", "possession.committee"]
+
+
+def test_keys_that_are_damaged_sign_nothing(keys: Path) -> None:
+    (keys / "tls.der").unlink()
+    with pytest.raises(IdentityError, match=r"tls\.der"):
+        prove(keys, b"q" * 32)
 
 
 def test_a_power_cut_before_the_rename_leaves_nothing(

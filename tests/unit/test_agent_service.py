@@ -181,6 +181,17 @@ def test_a_partition_that_takes_nothing_is_told(
     assert scene.console.status["step"] == "failed"
 
 
+def test_a_fault_of_the_program_is_on_the_console(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(directory: Path) -> None:
+        raise KeyError("a secret")
+
+    monkeypatch.setattr("nodeos.agent.identity.load_or_make", fail)
+    with pytest.raises(KeyError):
+        run_agent(scene.config, scene.parts, scene.console, FakeStop())
+    assert scene.console.status["step"] == "failed"
+    assert str(scene.console.status["message"]).startswith("a fault of this program: KeyError\n")
+
+
 def test_the_volume_report_is_passed_on(scene: Scene) -> None:
     report = json.loads(scene.config.volume_report.read_bytes())
     scene.config.volume_report.write_text(json.dumps({**report, "made_this_boot": False}))

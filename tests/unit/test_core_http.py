@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from nodeos.core.errors import NodeosError, RefusedError, UnreachableError, UsageError
 from nodeos.core.http import MAX_BODY, Client
@@ -114,14 +115,34 @@ def test_an_answer_that_is_too_large_is_refused(client: Client) -> None:
         client.request("GET", "/large")
 
 
-@pytest.mark.parametrize("url", ["http://registrar.example", "registrar.example", "https://", "ftp://x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://registrar.example", "registrar.example", "https://", "ftp://x", "https://x:99999"),
+        *("https://x:y", "https://[::1"),
+    ],
+)
 def test_only_https_is_taken(url: str, authority: Authority) -> None:
-    with pytest.raises(UsageError, match="not an https:// address"):
+    with pytest.raises(UsageError, match=r"not an (https:// )?address"):
         Client(url, ca=authority.pem)
+
+
+def test_no_other_authority_is_trusted(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the system's either, whatever the environment says of them."""
+    monkeypatch.setenv("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt")
+    client = Client("https://registrar.example", ca=authority.pem)
+    trusted = client._context.get_ca_certs(binary_form=True)
+    assert trusted == [authority.certificate.public_bytes(Encoding.DER)]
+
+
+def test_an_address_with_a_password_is_refused_without_showing_it(authority: Authority) -> None:
+    with pytest.raises(UsageError, match="no user name") as caught:
+        Client("https://name:word@registrar.example", ca=authority.pem)
+    assert "word@" not in str(caught.value)
 
 
 def test_a_damaged_authority_is_told() -> None:
     pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
-    for ca in (pem, "nonsense"):
+    for ca in (pem, "nonsense", "", "é"):
         with pytest.raises(UsageError, match="pinned certificate can't be read"):
             Client("https://registrar.example", ca=ca)

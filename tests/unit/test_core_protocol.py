@@ -16,6 +16,7 @@ from nodeos.core.protocol import (
     Challenge,
     EnrolmentState,
     Evidence,
+    KeyProofs,
     NodeKeys,
     NodeRecord,
     Outcome,
@@ -36,6 +37,12 @@ NAME = st.text(max_size=16)
 NUMBER = st.integers(0, 2**63 - 1)
 KEYS = st.builds(
     NodeKeys, signing=SHORT, tls_certificate=SHORT, committee=st.binary(min_size=96, max_size=96)
+)
+PROOFS = st.builds(
+    KeyProofs,
+    signing=st.binary(min_size=64, max_size=64),
+    tls=st.binary(min_size=64, max_size=64),
+    committee=st.binary(min_size=48, max_size=48),
 )
 VOLUMES = st.builds(
     StateVolume,
@@ -102,6 +109,7 @@ MESSAGES: dict[Any, st.SearchStrategy[Any]] = {
         session=NAME,
         statement=SHORT,
         secret_proof=DIGEST,
+        key_proofs=PROOFS,
         quote=SHORT,
         signature=SHORT,
         pcrs=st.fixed_dictionaries(dict.fromkeys(QUOTED_PCRS, DIGEST)),
@@ -161,6 +169,7 @@ def evidence(**changes: Any) -> Evidence:
         "session": "s",
         "statement": b"{}",
         "secret_proof": bytes(32),
+        "key_proofs": KeyProofs(signing=bytes(64), tls=bytes(64), committee=bytes(48)),
         "quote": b"q",
         "signature": b"s",
         "pcrs": dict.fromkeys(QUOTED_PCRS, bytes(32)),

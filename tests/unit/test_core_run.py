@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +14,23 @@ from nodeos.core.run import find_tool, run, scrubbed_environment
 def test_output_and_input() -> None:
     script = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read()[::-1])"
     assert run([sys.executable, "-c", script], what="reverse", stdin=b"abc") == b"cba"
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_without_input_a_program_reads_nothing(log: bool, tmp_path: Path) -> None:
+    """As a process whose standard input never ends: a program that read it would hang."""
+    script = (
+        "import pathlib, sys\nfrom nodeos.core.run import run\n"
+        "log = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else None\n"
+        "run([sys.executable, '-c', 'import sys; sys.exit(len(sys.stdin.read()))'], what='read', log=log)"
+    )
+    reader, writer = os.pipe()
+    try:
+        command = [sys.executable, "-c", script, *([str(tmp_path / "log")] if log else [])]
+        subprocess.run(command, stdin=reader, check=True, timeout=30)
+    finally:
+        os.close(reader)
+        os.close(writer)
 
 
 def test_failure_tells_a_line_that_can_be_run_again() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsm.errors import TpmError
-from hsm.tpm_nv import PLACES, chain_certificates, leaf_certificate
+from hsm.tpm.nv import PLACES, chain_certificates, leaf_certificate
 
 
 def _sequence(length: int, fill: int = 0x05) -> bytes:

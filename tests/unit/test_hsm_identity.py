@@ -74,7 +74,7 @@ def test_identity_is_not_overwritten(tmp_path: Path) -> None:
         ({"module": None}, "module"),
         ({"token": 5}, "expected text"),
         ({"key": None}, "key"),
-        ({"public_key": "AAAA"}, "not a DER public key"),
+        ({"public_key": "AAAA"}, "not a public key in DER"),
         ({"public_key": "*"}, "not base64"),
         ({"pin": "123456"}, "unknown field: pin"),
     ],

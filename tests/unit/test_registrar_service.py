@@ -24,6 +24,7 @@ from nodeos.core.run import run
 from nodeos.core.wire import b64, parse_json
 from provisioning import operator_auth
 from provisioning.cli_enroll import describe
+from provisioning.operator_auth import Asked
 from provisioning.registrar import admin, schema, store
 from provisioning.registrar.directory import Directory
 from provisioning.registrar.lookups import ConflictError, NotFoundError
@@ -336,13 +337,20 @@ def test_machine_that_moves(registrar: Registrar) -> None:
 
 
 def test_operators_nonce_is_good_once_and_strangers_are_refused(registrar: Registrar) -> None:
-    headers = operator_auth.sign(FileSigner(ev.OPERATOR), "GET", "/x", b"", registrar.clock.at)
+    here = registrar.service.settings.registrar
+    asked = Asked(registrar=here, method="GET", path="/x", body=b"")
+    elsewhere = replace(asked, registrar="0" * 64)
+    headers = operator_auth.sign(FileSigner(ev.OPERATOR), asked, registrar.clock.at)
     registrar.operators.authenticate(headers, "GET", "/x", b"")
     with pytest.raises(RefusedError, match=r"operator\.replay"):
         registrar.operators.authenticate(headers, "GET", "/x", b"")
 
+    headers = operator_auth.sign(FileSigner(ev.OPERATOR), elsewhere, registrar.clock.at)
+    with pytest.raises(RefusedError, match=r"operator\.signature"):
+        registrar.operators.authenticate(headers, "GET", "/x", b"")
+
     stranger = FileSigner(ed25519.Ed25519PrivateKey.generate())
-    headers = operator_auth.sign(stranger, "GET", "/x", b"", registrar.clock.at)
+    headers = operator_auth.sign(stranger, asked, registrar.clock.at)
     with pytest.raises(RefusedError, match=r"operator\.unknown"):
         registrar.operators.authenticate(headers, "GET", "/x", b"")
 

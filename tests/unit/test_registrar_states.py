@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hsm.identity import FileSigner
-from nodeos.core.errors import RefusedError
+from nodeos.core.errors import RefusedError, UsageError
 from nodeos.core.protocol import EnrolmentState as State
 from nodeos.core.wire import b64
 from provisioning import operator_auth
+from provisioning.operator_auth import Asked
 from provisioning.registrar.states import Event, advance
 from tests.support import evidence as ev
 
@@ -59,21 +64,25 @@ AT = 1_750_000_000
 PATH = "/v1/operator/enrolments?state=pending"
 
 
-def verify(headers: dict[str, str], **changes: object) -> operator_auth.Caller:
-    told: dict[str, object] = {"method": "GET", "path": PATH, "body": b"{}", "at": AT, **changes}
-    return operator_auth.verify(headers, **told)  # type: ignore[arg-type]
+ASKED = Asked(registrar="a" * 64, method="GET", path=PATH, body=b"{}")
+
+
+def verify(headers: dict[str, str], **changes: Any) -> operator_auth.Caller:
+    at = changes.pop("at", AT)
+    return operator_auth.verify(headers, replace(ASKED, **changes), at)
 
 
 @pytest.mark.parametrize("curve", [None, ec.SECP256R1(), ec.SECP256K1()])
 def test_signed_request_names_its_operator(curve: ec.EllipticCurve | None) -> None:
     signer = FileSigner(ev.OPERATOR if curve is None else ec.generate_private_key(curve))
-    caller = verify(operator_auth.sign(signer, "GET", PATH, b"{}", AT))
+    caller = verify(operator_auth.sign(signer, ASKED, AT))
     assert caller.public_key == signer.public_key
 
 
 @pytest.mark.parametrize(
     ("code", "changes", "headers"),
     [
+        ("operator.signature", {"registrar": "b" * 64}, {}),
         ("operator.signature", {"method": "POST"}, {}),
         ("operator.signature", {"path": "/v1/operator/enrolments"}, {}),
         ("operator.signature", {"body": b"{ }"}, {}),
@@ -90,9 +99,9 @@ def test_signed_request_names_its_operator(curve: ec.EllipticCurve | None) -> No
     ],
 )
 def test_each_part_of_a_request_is_signed(
-    code: str, changes: dict[str, object], headers: dict[str, str]
+    code: str, changes: dict[str, Any], headers: dict[str, str]
 ) -> None:
-    signed = operator_auth.sign(FileSigner(ev.OPERATOR), "GET", PATH, b"{}", AT)
+    signed = operator_auth.sign(FileSigner(ev.OPERATOR), ASKED, AT)
     with pytest.raises(RefusedError) as caught:
         verify({**signed, **headers}, **changes)
     assert [f.code for f in caught.value.findings] == [code]
@@ -101,6 +110,15 @@ def test_each_part_of_a_request_is_signed(
 def test_keys_of_another_kind_are_refused() -> None:
     key = ec.generate_private_key(ec.SECP384R1())
 
-    signed = operator_auth.sign(FileSigner(ev.OPERATOR), "GET", PATH, b"{}", AT)
+    signed = operator_auth.sign(FileSigner(ev.OPERATOR), ASKED, AT)
     with pytest.raises(RefusedError, match=r"operator\.signature"):
         verify({**signed, operator_auth.KEY: b64(ev.spki(key))})
+
+
+def test_a_registrar_is_named_by_its_one_certificate() -> None:
+    pem = ev.pem(ev.root().der).decode()
+    assert operator_auth.registrar_id(pem) == hashlib.sha256(ev.root().der).hexdigest()
+    assert operator_auth.registrar_id("\n" + pem + "\n") == operator_auth.registrar_id(pem)
+    for other in ("", pem + pem, pem[:-40], ev.site_key_pem().decode(), pem.replace("M", "é", 1)):
+        with pytest.raises(UsageError, match="must be one certificate in PEM"):
+            operator_auth.registrar_id(other)

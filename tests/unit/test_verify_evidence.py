@@ -8,9 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hsm.bls import SecretKey
 from nodeos.core.errors import RefusedError
 from nodeos.core.principal import Principal
 from nodeos.core.protocol import QUOTED_PCRS, Evidence, Request, qualifying_data, secret_proof
@@ -153,6 +157,7 @@ def test_honest_evidence_passes_every_check() -> None:
         "volume",
         "identity",
         "fingerprint",
+        "possession",
     ]
 
 
@@ -360,6 +365,44 @@ def test_malformed_log_and_changed_log() -> None:
     assert refused(given, expected(machine))[0] == ["eventlog.form"]
     given = replace(evidence(machine), userspace_log=b"x")
     assert refused(given, expected(machine))[0] == ["eventlog.form"]
+
+
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [
+        ("possession.signing", {"signing": ev.node_secret(2).sign(b"another")}),
+        ("possession.tls_certificate", {"tls": bytes(64)}),
+        ("possession.committee", {"committee": bytes(48)}),
+        ("possession.committee", {"committee": SecretKey(b"\x01" * 32).sign(b"another")}),
+    ],
+)
+def test_each_key_must_be_shown_to_be_held(code: str, changes: dict[str, bytes]) -> None:
+    machine = ev.Machine()
+    given = evidence(machine)
+    given = replace(given, key_proofs=replace(given.key_proofs, **changes))
+    codes, assessment = refused(given, expected(machine))
+    assert codes == [code]
+    assert assessment.authentic
+
+
+def test_key_proofs_of_another_attestation_show_nothing() -> None:
+    machine = ev.Machine()
+    other = machine.evidence(session="s", nonce=bytes(32), secret=SECRET)
+    given = replace(evidence(machine), key_proofs=other.key_proofs)
+    codes = refused(given, expected(machine))[0]
+    assert codes == ["possession.signing", "possession.tls_certificate", "possession.committee"]
+
+
+def test_a_tls_key_that_can_not_sign_for_it_is_refused() -> None:
+    key = ev.rsa_key()
+    name = x509.Name([])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, ev.START, ev.END)
+        .sign(key, hashes.SHA256())
+        .public_bytes(Encoding.DER)
+    )
+    machine = ev.Machine(keys=replace(ev.node_keys(), tls_certificate=certificate))
+    assert refused(evidence(machine), expected(machine))[0] == ["possession.tls_certificate"]
 
 
 def enrolled(machine: ev.Machine) -> Enrolled:
