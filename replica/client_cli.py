@@ -62,6 +62,9 @@ def _root_key(text: str | None, record: Path | None) -> bytes:
         raise UsageError("the chain's key is not pinned", hint="give one of --root-key and --node-record")
     if record is not None:
         fields = parse_json(read_file(record, "node record"), str(record))
+        if fields.has("attestation"):
+            # What `nodeos node show --json` prints beside the record.
+            fields.nested("attestation").items()
         return NodeRecord.parse(fields).keys.committee
     try:
         raw = bytes.fromhex(text or "")

@@ -24,7 +24,7 @@ class Console:
 
     def __init__(self, *, status: Path, device: Path) -> None:
         self._status = status
-        self._device = device
+        self._devices = screens(device)
         self._facts: dict[str, Any] = {}
 
     def know(self, **facts: Any) -> None:
@@ -64,13 +64,14 @@ class Console:
         except OSError as error:  # a status that can't be shown must not end what it tells of
             print(f"nodeos: {self._status}: {error.strerror}", file=sys.stderr)  # noqa: T201
         notify(f"STATUS={step}: {message.splitlines()[0]}")
-        self._write_device(f"nodeos: {step}: {message}\n")
+        for device in self._devices:
+            self._write_device(device, f"nodeos: {step}: {message}\n")
 
-    def _write_device(self, text: str) -> None:
+    def _write_device(self, device: Path, text: str) -> None:
         # A console that is absent, or a serial line that nobody reads, must not hold up the node.
         flags = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            descriptor = os.open(self._device, flags)
+            descriptor = os.open(device, flags)
         except OSError:
             return
         try:
@@ -79,3 +80,16 @@ class Console:
             return
         finally:
             os.close(descriptor)
+
+
+def screens(device: Path, active: Path = Path("/sys/class/tty/console/active")) -> tuple[Path, ...]:
+    """Where ``device`` is seen. /dev/console is only the last console of the kernel's command line, and an operator
+    may stand before a screen or sit at a serial line: then all active ones are meant.
+    """
+    if device != Path("/dev/console"):
+        return (device,)
+    try:
+        names = active.read_text().split()
+    except OSError:
+        return (device,)
+    return tuple(Path("/dev") / name for name in names) or (device,)

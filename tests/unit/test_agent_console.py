@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeos.agent.console import Console
+from nodeos.agent.console import Console, screens
 from nodeos.agent.stop import Stop, StopRequested
 from nodeos.core.errors import NodeosError, RefusedError
 from tests.support.agent_fakes import finding
@@ -120,3 +120,13 @@ def test_a_status_that_can_not_be_written_ends_nothing(
     err = capsys.readouterr().err
     assert "status.json: " in err
     assert "nodeos: a: b" in err
+
+
+def test_all_active_consoles_are_meant_by_dev_console(tmp_path: Path) -> None:
+    active = tmp_path / "active"
+    active.write_text("tty0 ttyS0\n")
+    assert screens(Path("/dev/console"), active) == (Path("/dev/tty0"), Path("/dev/ttyS0"))
+    assert screens(Path("/dev/tty7"), active) == (Path("/dev/tty7"),)
+    assert screens(Path("/dev/console"), tmp_path / "absent") == (Path("/dev/console"),)
+    active.write_text("\n")
+    assert screens(Path("/dev/console"), active) == (Path("/dev/console"),)
