@@ -97,6 +97,9 @@ class World:
         self._program(
             "cryptsetup", f"import os, sys\nif not os.path.exists({str(self.header)!r}): sys.exit(1)\n{dump}"
         )
+        # Files of efivarfs refuse to be sought in, which tail does and cat does not.
+        refuse = "if sys.argv[-1].endswith('PartUUID'): sys.exit('tail: Illegal seek')"
+        self._program("tail", f"import os, sys\n{refuse}\nos.execv('/usr/bin/tail', ['tail', *sys.argv[1:]])")
         self.when_it_waits("")
 
     @property
