@@ -93,13 +93,17 @@ def build(config: Config, progress: Progress) -> Built:
     context = Context(config=config, mkosi=mkosi.command(config.work / "tools"), progress=progress)
     progress("packages: Python wheels")
     packages = wheels.fetch(config.source / "image/locks", config.work / "wheels")
-    prepare_sandbox(context)
     context.log.unlink(missing_ok=True)
-    progress("initrd (the first time with the tools tree: some minutes)")
-    initrd = build_initrd(context)
-    prepare_ukify(context)
-    progress("image: root, verity, unified kernel image")
-    build_image(context, initrd, packages)
+    try:
+        prepare_sandbox(context)
+        progress("initrd (the first time with the tools tree: some minutes)")
+        initrd = build_initrd(context)
+        prepare_ukify(context)
+        progress("image: root, verity, unified kernel image")
+        build_image(context, initrd, packages)
+    finally:
+        # It holds a copy of the PCR key.
+        shutil.rmtree(context.sandbox, ignore_errors=True)
     progress("measurements and manifest")
     return finish(context)
 

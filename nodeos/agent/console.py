@@ -83,8 +83,8 @@ class Console:
 
 
 def screens(device: Path, active: Path = Path("/sys/class/tty/console/active")) -> tuple[Path, ...]:
-    """Where ``device`` is seen. /dev/console is only the last console of the kernel's command line, and an operator
-    may stand before a screen or sit at a serial line: then all active ones are meant.
+    """Where ``device`` is seen. /dev/console is only the last console of the kernel's command line, and an
+    operator may stand before a screen or sit at a serial line: then all active ones are meant.
     """
     if device != Path("/dev/console"):
         return (device,)

@@ -172,6 +172,7 @@ if times >= {end_after}:
         places = {
             "KEY": self.key, "SIGNATURE": self.signature, "BOOTED_FROM": variable,
             "CRYPTSETUP": self.tools / "systemd-cryptsetup", "RUN": self.run_directory,
+            "SCREEN": self.tools / "no-screen",
         }  # fmt: skip
         settings = "\n".join(f"{name}={shlex.quote(str(path))}" for name, path in places.items())
         done = subprocess.run(
