@@ -14,6 +14,7 @@ from provisioning.verify.fingerprint import Inventory, Report
 NAMES = ("dev", "gen1")
 # What may be missing of the memory that is plugged in: firmware and kernel keep some for themselves.
 _USABLE_PERCENT = 95
+_KEPT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,9 @@ def check_fingerprint(report: Report, profile: Profile, memory_encryption: str) 
             finding("fingerprint.memory_encryption", f"found {memory_encryption!r}, wanted 'active'")
         )
     plugged = sum(dimm.size for dimm in inventory.dimms)
-    if plugged and inventory.memory_bytes * 100 < plugged * _USABLE_PERCENT:
+    # What firmware and kernel keep for themselves is a share of a large memory and a fixed part of a small one.
+    kept = max(plugged * (100 - _USABLE_PERCENT) // 100, _KEPT_BYTES)
+    if plugged and inventory.memory_bytes < plugged - kept:
         watch.append(
             finding(
                 "fingerprint.memory_usable",

@@ -86,6 +86,15 @@ def test_what_is_watched() -> None:
         assert [f.code for f in verdict.findings] == [code]
 
 
+def test_a_small_memory_may_lack_what_the_kernel_keeps() -> None:
+    small = {"bytes": 2_031_206_400, "dimms": [{"size": 2 << 30, "part": "", "manufacturer": "QEMU"}]}
+    report = parse_report(ev.report(changed(memory=small)))
+    assert check_fingerprint(report, load_profile("dev"), "unknown").result is Result.PASSED
+    report = parse_report(ev.report(changed(memory={**small, "bytes": (2 << 30) - (257 << 20)})))
+    codes = [f.code for f in check_fingerprint(report, load_profile("dev"), "unknown").findings]
+    assert codes == ["fingerprint.memory_usable"]
+
+
 def test_virtual_machine_passes_dev_and_fails_gen1() -> None:
     small = changed(
         cpu={"model": "QEMU Virtual CPU", "sockets": 1, "cores": 2, "threads": 2, "flags": []},
