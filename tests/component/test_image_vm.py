@@ -54,7 +54,7 @@ def test_machine_that_failed_leaves_nothing(
         raise ToolError("swtpm_setup failed")
 
     if wrong == "firmware":
-        monkeypatch.setattr(vm, "_VARIABLES", tmp_path / "absent.fd")
+        monkeypatch.setattr(vm, "BLANK_VARIABLES", tmp_path / "absent.fd")
     elif wrong == "tpm":
         monkeypatch.setattr(SoftTpm, "provision", fail)
     else:
