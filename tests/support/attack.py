@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import struct
 from dataclasses import dataclass
@@ -134,18 +135,17 @@ def signed_uki(uki: Uki, *, work: Path, scratch: Path, key: Path, certificate: P
     tools = work / "mkosi/tools"
     for name, source in (("key", key), ("certificate", certificate)):
         shutil.copyfile(source, scratch / name)
-    run(
-        [
-            *mkosi_command(work / "tools"), "--directory=", f"--tools-tree={tools}", "sandbox", "--",
-            "ukify", "build", f"--linux={scratch}/linux", f"--initrd={scratch}/initrd",
-            f"--os-release=@{scratch}/osrel", f"--cmdline={COMMAND_LINE}", "--efi-arch=x64",
-            "--stub=/usr/lib/systemd/boot/efi/linuxx64.efi.stub", f"--output={scratch}/attack.efi",
-            "--signtool=systemd-sbsign", f"--secureboot-private-key={scratch}/key",
-            f"--secureboot-certificate={scratch}/certificate",
-        ],
-        what="making the attacker's UKI",
-        timeout=300,
-    )  # fmt: skip
+    ukify = [
+        "/usr/bin/python3", "-I", "/usr/bin/ukify", "build", f"--linux={scratch}/linux",
+        f"--initrd={scratch}/initrd", f"--os-release=@{scratch}/osrel", f"--cmdline={COMMAND_LINE}",
+        "--efi-arch=x64", "--stub=/usr/lib/systemd/boot/efi/linuxx64.efi.stub", "--no-sign-kernel",
+        f"--output={scratch}/attack.efi", "--signtool=systemd-sbsign",
+        f"--secureboot-private-key={scratch}/key", f"--secureboot-certificate={scratch}/certificate",
+    ]  # fmt: skip
+    # As one word: mkosi takes a "build" among its arguments for its own verb.
+    sandbox = ["--directory=", f"--tools-tree={tools}", "sandbox", "/bin/sh", "-c", shlex.join(ukify)]
+    command = [*mkosi_command(work / "tools"), *sandbox]
+    run(command, what="making the attacker's UKI", timeout=300)
     return scratch / "attack.efi"
 
 
