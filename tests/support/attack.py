@@ -12,6 +12,7 @@ import json
 import shlex
 import shutil
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +133,6 @@ def signed_uki(uki: Uki, *, work: Path, scratch: Path, key: Path, certificate: P
         "osrel": uki.sections[".osrel"],
     }.items():
         (scratch / name).write_bytes(data)
-    tools = work / "mkosi/tools"
     for name, source in (("key", key), ("certificate", certificate)):
         shutil.copyfile(source, scratch / name)
     ukify = [
@@ -142,22 +142,63 @@ def signed_uki(uki: Uki, *, work: Path, scratch: Path, key: Path, certificate: P
         f"--output={scratch}/attack.efi", "--signtool=systemd-sbsign",
         f"--secureboot-private-key={scratch}/key", f"--secureboot-certificate={scratch}/certificate",
     ]  # fmt: skip
-    # As one word: mkosi takes a "build" among its arguments for its own verb.
-    sandbox = ["--directory=", f"--tools-tree={tools}", "sandbox", "/bin/sh", "-c", shlex.join(ukify)]
-    command = [*mkosi_command(work / "tools"), *sandbox]
-    run(command, what="making the attacker's UKI", timeout=300)
+    _in_tools(work, ukify, what="making the attacker's UKI")
     return scratch / "attack.efi"
+
+
+def signed_kernel(uki: Uki, *, work: Path, scratch: Path, key: Path, certificate: Path) -> Path:
+    """The release's inner kernel signed by itself, as our build never does."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    for name, source in (("key", key), ("certificate", certificate)):
+        shutil.copyfile(source, scratch / name)
+    (scratch / "linux").write_bytes(uki.sections[".linux"])
+    sign = [
+        "/usr/lib/systemd/systemd-sbsign", "sign", "--private-key", f"{scratch}/key",
+        "--certificate", f"{scratch}/certificate", f"{scratch}/linux", "--output", f"{scratch}/linux.efi",
+    ]  # fmt: skip
+    _in_tools(work, sign, what="signing the inner kernel")
+    return scratch / "linux.efi"
+
+
+def _in_tools(work: Path, command: Sequence[str], *, what: str) -> None:
+    """Run a program of the tools tree in mkosi's sandbox."""
+    tools = work / "mkosi/tools"
+    # As one word: mkosi takes a "build" among its arguments for its own verb.
+    sandbox = ["--directory=", f"--tools-tree={tools}", "sandbox", "/bin/sh", "-c", shlex.join(command)]
+    run([*mkosi_command(work / "tools"), *sandbox], what=what, timeout=300)
+
+
+def plant_entry(disk: Path, kernel: Path, ramdisk: Path) -> None:
+    """Let the boot loader start a kernel and an initrd of the attacker's choice instead of the UKI."""
+    remove_uki(disk)
+    esp = f"{disk}@@{esp_offset(disk)}"
+    mcopy = find_tool("mcopy", package="mtools")
+    entry = kernel.with_name("entry.conf")
+    entry.write_text(f"title attack\nlinux /kernel.efi\ninitrd /initrd\noptions {COMMAND_LINE}\n")
+    for source, target in (
+        (kernel, "kernel.efi"),
+        (ramdisk, "initrd"),
+        (entry, "loader/entries/attack.conf"),
+    ):
+        run([mcopy, "-D", "o", "-i", esp, source, f"::{target}"], what=f"planting {target}")
 
 
 def replace_uki(disk: Path, attack: Path) -> None:
     """Put the attacker's UKI in the place of the release's."""
+    remove_uki(disk)
+    mcopy = find_tool("mcopy", package="mtools")
     esp = f"{disk}@@{esp_offset(disk)}"
-    mdir, mdel, mcopy = (find_tool(name, package="mtools") for name in ("mdir", "mdel", "mcopy"))
+    run([mcopy, "-i", esp, attack, "::EFI/Linux/attack.efi"], what="planting the attacker's UKI")
+
+
+def remove_uki(disk: Path) -> None:
+    """Take the release's UKI off the EFI system partition."""
+    esp = f"{disk}@@{esp_offset(disk)}"
+    mdir, mdel = (find_tool(name, package="mtools") for name in ("mdir", "mdel"))
     listed = run([mdir, "-b", "-i", esp, "::EFI/Linux"], what="listing the UKIs").decode()
     for name in listed.split("\n"):
         if name.strip().endswith(".efi"):
             run([mdel, "-i", esp, name.strip()], what="removing the release's UKI")
-    run([mcopy, "-i", esp, attack, "::EFI/Linux/attack.efi"], what="planting the attacker's UKI")
 
 
 def put_file_system(disk: Path, *, label: str) -> None:

@@ -83,6 +83,36 @@ def test_another_system_that_is_validly_signed(
     assert verdict.code != 0
 
 
+def test_a_kernel_signed_by_itself_would_open_it(
+    stolen: Machine, built: Built, accelerator: str, tmp_path: Path
+) -> None:
+    """What the build prevents (`check_kernel_signer`), and the proof that these attackers know their trade.
+
+    The firmware takes the kernel for one of ours, so PCR 7 is right; no stub measures, so PCR 11 can be replayed.
+    With both halves satisfied the TPM gives the key. Only whole UKIs may ever be signed.
+    """
+    uki = Uki.read(built.uki)
+    release = Release.parse(built.release.read_bytes())
+    keys = BuildKeys(directory=WORK / "keys")
+    kernel = attack.signed_kernel(
+        uki,
+        work=WORK,
+        scratch=tmp_path / "kernel",
+        key=keys.secure_boot_key,
+        certificate=keys.secure_boot_certificate,
+    )
+    ramdisk = tmp_path / "initrd"
+    ramdisk.write_bytes(attack.initrd(uki, extend=attack.replay_of_pcr11(uki)))
+    attack.plant_entry(stolen.boot_disk, kernel, ramdisk)
+    report = tmp_path / "report"
+    with switch_on(stolen, accelerator=accelerator, port=report) as vm:
+        vm.wait_for_exit(seconds=_SECONDS)
+    verdict = attack.Verdict.read(report)
+    assert verdict.pcr7 == release.pcrs[7]
+    assert verdict.pcr11 == release.pcr11[BootPhase.ENTER_INITRD]
+    assert verdict.opened
+
+
 def test_a_foreign_disk_is_left_alone(demo: Demo, accelerator: str, tmp_path: Path) -> None:
     """A machine whose only data disk holds somebody's file system waits, and writes nothing to it."""
     machine = Machine(directory=tmp_path / "machine")
