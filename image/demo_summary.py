@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from image.demo import Result
 from image.steps import duration
 
@@ -27,8 +29,7 @@ def render(result: Result) -> str:
         lines += _measurements(facts["release"]["predicted_pcrs"], node["first_attestation"]["pcrs"])
         for name, key in (("first boot", "first_attestation"), ("second boot", "second_attestation")):
             if key in node:
-                verdicts = ", ".join(f"{item['check']} {item['result']}" for item in node[key]["verdicts"])
-                lines.append(f"{name:<13} {node[key]['state']}: {verdicts}")
+                lines.append(f"{name:<13} {_verdicts(node[key])}")
     if "canister" in facts:
         canister = facts["canister"]
         after = canister.get("counter_after_reboot", "not read")
@@ -45,3 +46,14 @@ def _measurements(predicted: dict[str, str], quoted: dict[str, str]) -> list[str
         same = "as predicted" if predicted[label] == quoted[name] else "NOT as predicted"
         lines.append(f"PCR {name:<9} {quoted[name]} {same}")
     return lines
+
+
+def _verdicts(attestation: dict[str, Any]) -> str:
+    """The verdict of one boot: how many checks, and those that did not simply pass by name and code."""
+    verdicts = attestation["verdicts"]
+    odd = [
+        f"{item['check']} {item['result']} ({', '.join(found['code'] for found in item['findings'])})"
+        for item in verdicts
+        if item["result"] != "passed"
+    ]
+    return f"{attestation['state']}: {'; '.join(odd) or f'all {len(verdicts)} checks'}"

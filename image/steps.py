@@ -69,7 +69,8 @@ class Steps:
         elif self._status is not None:
             self._status.update(escape(f"{self._title} · {text}"))
         else:
-            self._console.print(f"      {time.monotonic() - self._began:5.0f} s  {text}", markup=False)
+            seconds = time.monotonic() - self._began
+            self._console.print(f"      {seconds:5.0f} s  {text}", markup=False, soft_wrap=True)
 
     def _begin(self, step: Step) -> None:
         if self._as_json:
