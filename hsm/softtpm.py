@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -27,7 +26,7 @@ from cryptography.x509.oid import NameOID
 from hsm.keys import private_pem
 from nodeos.core.errors import ToolError, UsageError
 from nodeos.core.files import write_atomic
-from nodeos.core.run import find_tool, run, scrubbed_environment
+from nodeos.core.run import end, find_tool, run, scrubbed_environment
 
 CHAIN_INDEX = 0x01C00100
 _STATE = "tpm2-00.permall"
@@ -237,13 +236,7 @@ class SoftTpm:
                 ) from error
             yield
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process)
 
     def _store_intermediate(self, ca: ManufacturerCa) -> None:
         """Write the issuing certificate to the TPM, as its maker would: only the platform can change it."""

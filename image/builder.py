@@ -233,27 +233,20 @@ def source_date_epoch(source: Path) -> int:
     """The time stamp of all files in the image: the last commit's, or the project's fixed date without git."""
     if not (source / ".git").exists():
         return 1_767_225_600
-    return int(
-        run(
-            ["git", "-c", "safe.directory=*", "-C", source, "log", "-1", "--format=%ct"],
-            what="reading the commit's date",
-        )
-    )
+    return int(_git(source, "log", "-1", "--format=%ct"))
 
 
 def source_commit(source: Path) -> str:
     """The commit that is built, with ``+changes`` if the tree differs from it."""
     if not (source / ".git").exists():
         return "unknown"
-    commit = (
-        run(["git", "-c", "safe.directory=*", "-C", source, "rev-parse", "HEAD"], what="reading the commit")
-        .decode()
-        .strip()
-    )
-    changed = run(
-        ["git", "-c", "safe.directory=*", "-C", source, "status", "--porcelain"], what="looking for changes"
-    )
-    return commit + ("+changes" if changed.strip() else "")
+    return _git(source, "rev-parse", "HEAD") + ("+changes" if _git(source, "status", "--porcelain") else "")
+
+
+def _git(source: Path, *arguments: str) -> str:
+    # The build runs as root, often on another person's clone, which git would refuse to read.
+    command: list[str | Path] = ["git", "-c", "safe.directory=*", "-C", source, *arguments]
+    return run(command, what=f"git {arguments[0]}").decode().strip()
 
 
 def finish(context: Context) -> Built:

@@ -60,14 +60,11 @@ def keygen(ctx: click.Context, directory: Path, variant: str) -> None:
 def build(ctx: click.Context, work: Path, keys_: Path | None, variant: str, version: str) -> None:
     """Build the image. Needs root and a Debian package mirror; the first build takes some minutes."""
     from image import builder
-    from image.keys import BuildKeys, generate
+    from image.keys import BuildKeys, keys_of
     from image.steps import Steps
 
     work = work.absolute()
-    directory = keys_ or work / ("keys" if variant == Variant.RELEASE else f"keys-{variant}")
-    keys = BuildKeys(directory=directory.absolute())
-    if keys_ is None and not directory.exists():
-        keys = generate(directory, Variant(variant))
+    keys = BuildKeys(directory=keys_.absolute()) if keys_ else keys_of(work, Variant(variant))
     steps = Steps(1, as_json=wants_json(ctx))
     config = builder.Config(source=SOURCE, work=work, keys=keys, variant=Variant(variant), version=version)
     with steps.step(f"Build the {variant} image") as step:

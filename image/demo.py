@@ -24,14 +24,14 @@ from typing import Any
 from hsm.softhsm import SoftHsm
 from hsm.softtpm import ManufacturerCa
 from image import builder
-from image.keys import BuildKeys, generate
+from image.keys import keys_of
 from image.steps import Step, Steps
 from image.vm import Machine, Vm, choose_accelerator, switch_on
 from nodeos.core.errors import NodeosError, ToolError, UsageError
 from nodeos.core.files import write_atomic
-from nodeos.core.release import Release
+from nodeos.core.release import Release, Variant
+from nodeos.core.run import end, scrubbed_environment
 from nodeos.core.run import run as run_program
-from nodeos.core.run import scrubbed_environment
 
 DATA_CENTER = "demo-dc"
 REWARD_TYPE = "type1"
@@ -131,7 +131,7 @@ def _run(context: Context, stack: ExitStack) -> None:
     with steps.step("Prepare the site: registrar, operator's token, medium") as step:
         prepare(context, built, step)
         stack.enter_context(serve_registrar(context))
-        facts["accelerator"] = choose_accelerator(work_probe(context))
+        facts["accelerator"] = choose_accelerator(context.path("probe"))
         step.notes.append(f"virtual machine by {facts['accelerator']}")
     machine = Machine(directory=context.path("machine"))
     forward = {context.replica_port: _REPLICA_PORT}
@@ -153,16 +153,9 @@ def _run(context: Context, stack: ExitStack) -> None:
         vm.power_button(seconds=240)
 
 
-def work_probe(context: Context) -> Path:
-    """Where the accelerator is probed."""
-    return context.path("probe")
-
-
 def build_image(context: Context, step: Step) -> builder.Built:
     """Step 1. Keys are made once and kept: a new build is an update, not another product."""
-    keys = BuildKeys(directory=context.work / "keys")
-    if not keys.directory.exists():
-        keys = generate(keys.directory)
+    keys = keys_of(context.work, Variant.RELEASE)
     config = builder.Config(source=context.source, work=context.work, keys=keys)
     built = builder.build(config, context.steps.say)
     release = Release.parse(built.release.read_bytes())
@@ -187,7 +180,7 @@ def build_image(context: Context, step: Step) -> builder.Built:
 def prepare(context: Context, built: builder.Built, step: Step) -> None:
     """Step 2: what a site has before its first machine is switched on."""
     fresh_directory(context.directory)
-    keys = BuildKeys(directory=context.work / "keys")
+    keys = keys_of(context.work, Variant.RELEASE)
     context.steps.say("the operator's token")
     write_atomic(context.path("pin"), b"demo-operator-pin\n", mode=0o600)
     token = SoftHsm.create(context.path("token"), label="demo", pin_file=context.path("pin"))
@@ -251,12 +244,7 @@ def serve_registrar(context: Context) -> Iterator[None]:
             time.sleep(0.1)
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process, seconds=15)
 
 
 def first_boot(context: Context, vm: Vm, step: Step) -> None:

@@ -119,6 +119,12 @@ def generate(directory: Path, variant: Variant = Variant.RELEASE) -> BuildKeys:
     return keys
 
 
+def keys_of(work: Path, variant: Variant) -> BuildKeys:
+    """The keys that builds of ``variant`` in ``work`` use by default, made if there are none yet."""
+    directory = work / ("keys" if variant is Variant.RELEASE else f"keys-{variant}")
+    return BuildKeys(directory=directory) if directory.exists() else generate(directory, variant)
+
+
 def _write_private(path: Path, key: RSAPrivateKey | Ed25519PrivateKey) -> None:
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -218,8 +218,10 @@ def _parse(data: bytes, what: str) -> pefile.PE:
         raise UsageError(f"{what}: not a PE image: {error}") from error
 
 
-def esp_offset(disk: Path) -> int:
-    """Where the EFI system partition begins, in bytes (GPT, 512-byte sectors; UEFI 2.10, section 5.3)."""
+def find_partition(disk: Path, kind: uuid.UUID, what: str) -> tuple[int, int]:
+    """Where the first partition of a type begins and how long it is, in bytes (GPT, 512-byte sectors; UEFI 2.10,
+    section 5.3). Raises UsageError if there is none; ``what`` names it there.
+    """
     with disk.open("rb") as file:
         file.seek(512)
         header = file.read(92)
@@ -229,17 +231,27 @@ def esp_offset(disk: Path) -> int:
         file.seek(table * 512)
         entries = file.read(count * size)
     for start in range(0, len(entries), size):
-        if entries[start : start + 16] == _ESP.bytes_le:
-            (first,) = struct.unpack_from("<Q", entries, start + 32)
-            return int(first) * 512
-    raise UsageError(f"{disk}: no EFI system partition")
+        if entries[start : start + 16] == kind.bytes_le:
+            first, last = struct.unpack_from("<QQ", entries, start + 32)
+            return first * 512, (last - first + 1) * 512
+    raise UsageError(f"{disk}: no {what}")
+
+
+def esp_offset(disk: Path) -> int:
+    """Where the EFI system partition begins, in bytes."""
+    return find_partition(disk, _ESP, "EFI system partition")[0]
+
+
+def esp_of(disk: Path) -> str:
+    """The EFI system partition of a disk image, as mtools' option ``-i`` wants it."""
+    return f"{disk}@@{esp_offset(disk)}"
 
 
 def read_esp(disk: Path, name: str) -> bytes:
     """A file of the EFI system partition in a disk image."""
     mcopy = find_tool("mcopy", package="mtools")
     return run(
-        [mcopy, "-n", "-i", f"{disk}@@{esp_offset(disk)}", f"::{name}", "-"],
+        [mcopy, "-n", "-i", esp_of(disk), f"::{name}", "-"],
         what=f"reading {name} from {disk}",
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from image.measure import esp_offset
+from image.measure import esp_of
 from image.vm import copy_sparse
 from nodeos.core.errors import UsageError
 from nodeos.core.files import read_file
@@ -46,7 +46,7 @@ def make(image: Path, site: SignedSite, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         copy_sparse(image, fresh)
-        esp = f"{fresh}@@{esp_offset(fresh)}"
+        esp = esp_of(fresh)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "nodeos"
             folder.mkdir()

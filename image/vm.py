@@ -21,7 +21,7 @@ from pathlib import Path
 from hsm.softtpm import ManufacturerCa, SoftTpm
 from image import qmp
 from nodeos.core.errors import ToolError, UsageError
-from nodeos.core.run import find_tool, scrubbed_environment
+from nodeos.core.run import end, find_tool, scrubbed_environment
 
 FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
 BLANK_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
@@ -199,7 +199,7 @@ def switch_on(
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=scrubbed_environment()
         )
-        stack.callback(_switch_off, process)
+        stack.callback(end, process)
         yield Vm(machine=machine, process=process, accelerator=accelerator)
 
 
@@ -213,16 +213,6 @@ def firmware_options(accelerator: str, variables: Path) -> list[str]:
         "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}",
         "-drive", f"if=pflash,format=raw,unit=1,file={variables}",
     ]  # fmt: skip
-
-
-def _switch_off(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def choose_accelerator(scratch: Path, *, device: Path = _KVM) -> str:
@@ -262,4 +252,4 @@ def firmware_speaks(scratch: Path, accelerator: str, *, seconds: float = _PROBE_
             time.sleep(0.2)
         return False
     finally:
-        _switch_off(process)
+        end(process)

@@ -47,6 +47,17 @@ def find_tool(name: str, *, package: str) -> str:
     return found
 
 
+def end(process: subprocess.Popen[bytes], *, seconds: float = 10) -> None:
+    """End a program that was started in the background: ask it, wait ``seconds``, then kill it."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def run(
     command: Sequence[str | Path],
     *,

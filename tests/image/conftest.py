@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import sys
 import uuid
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ import pytest
 
 from image import builder
 from image.builder import Built
-from image.keys import BuildKeys, generate
+from image.keys import keys_of
+from image.measure import find_partition
 from nodeos.core.release import Release, Variant
 from nodeos.core.run import run
 
@@ -32,19 +32,17 @@ class Image:
 
 def build(variant: Variant) -> Built:
     """Build a variant with the keys in build/, made if there are none."""
-    directory = WORK / ("keys" if variant is Variant.RELEASE else f"keys-{variant}")
-    keys = BuildKeys(directory=directory) if directory.exists() else generate(directory, variant)
-    config = builder.Config(source=SOURCE, work=WORK, keys=keys, variant=variant)
+    config = builder.Config(source=SOURCE, work=WORK, keys=keys_of(WORK, variant), variant=variant)
     return builder.build(config, lambda text: print(f"  {variant}: {text}", file=sys.stderr))  # noqa: T201
 
 
 def unpack_root(disk: Path, target: Path) -> Path:
     """Unpack the root partition (erofs) with the tools tree's own program."""
-    first, last = root_partition(disk)
+    begin, size = find_partition(disk, _ROOT_TYPE, "root partition")
     image = target / "root.erofs"
     with disk.open("rb") as source, image.open("wb") as copy:
-        source.seek(first * 512)
-        copy.write(source.read((last - first + 1) * 512))
+        source.seek(begin)
+        copy.write(source.read(size))
     root = target / "root"
     tools = WORK / "mkosi/tools/usr"
     loader, libraries = tools / "lib64/ld-linux-x86-64.so.2", tools / "lib/x86_64-linux-gnu"
@@ -62,20 +60,6 @@ def unpack_root(disk: Path, target: Path) -> Path:
     )
     image.unlink()
     return root
-
-
-def root_partition(disk: Path) -> tuple[int, int]:
-    """First and last sector of the root partition."""
-    with disk.open("rb") as file:
-        file.seek(512 + 72)
-        table, count, size = struct.unpack("<QII", file.read(16))
-        file.seek(table * 512)
-        entries = file.read(count * size)
-    for start in range(0, len(entries), size):
-        if entries[start : start + 16] == _ROOT_TYPE.bytes_le:
-            first, last = struct.unpack_from("<QQ", entries, start + 32)
-            return first, last
-    raise AssertionError("the image has no root partition")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from image.measure import Uki, check_kernel_signer, check_pcr_signature, pcr11, read_esp
+from image.measure import Uki, check_kernel_signer, check_pcr_signature, esp_of, pcr11, read_esp
 from nodeos.core.release import Variant
 from tests.image.conftest import WORK, Image, build
 
@@ -37,10 +37,9 @@ def test_the_medium_carries_the_same_uki(release_image: Image) -> None:
 
 
 def _uki_name(image: Image) -> str:
-    from image.measure import esp_offset
     from nodeos.core.run import find_tool, run
 
-    esp = f"{image.built.disk}@@{esp_offset(image.built.disk)}"
+    esp = esp_of(image.built.disk)
     listed = run(
         [find_tool("mdir", package="mtools"), "-b", "-i", esp, "::EFI/Linux"], what="listing"
     ).decode()

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from image.measure import MEASURED_SECTIONS, Uki, esp_offset
+from image.measure import MEASURED_SECTIONS, Uki, esp_of
 from image.mkosi import command as mkosi_command
 from nodeos.core.release import BootPhase
 from nodeos.core.run import find_tool, run
@@ -171,7 +171,7 @@ def _in_tools(work: Path, command: Sequence[str], *, what: str) -> None:
 def plant_entry(disk: Path, kernel: Path, ramdisk: Path) -> None:
     """Let the boot loader start a kernel and an initrd of the attacker's choice instead of the UKI."""
     remove_uki(disk)
-    esp = f"{disk}@@{esp_offset(disk)}"
+    esp = esp_of(disk)
     mcopy = find_tool("mcopy", package="mtools")
     entry = kernel.with_name("entry.conf")
     entry.write_text(f"title attack\nlinux /kernel.efi\ninitrd /initrd\noptions {COMMAND_LINE}\n")
@@ -187,13 +187,13 @@ def replace_uki(disk: Path, attack: Path) -> None:
     """Put the attacker's UKI in the place of the release's."""
     remove_uki(disk)
     mcopy = find_tool("mcopy", package="mtools")
-    esp = f"{disk}@@{esp_offset(disk)}"
+    esp = esp_of(disk)
     run([mcopy, "-i", esp, attack, "::EFI/Linux/attack.efi"], what="planting the attacker's UKI")
 
 
 def remove_uki(disk: Path) -> None:
     """Take the release's UKI off the EFI system partition."""
-    esp = f"{disk}@@{esp_offset(disk)}"
+    esp = esp_of(disk)
     mdir, mdel = (find_tool(name, package="mtools") for name in ("mdir", "mdel"))
     listed = run([mdir, "-b", "-i", esp, "::EFI/Linux"], what="listing the UKIs").decode()
     for name in listed.split("\n"):
