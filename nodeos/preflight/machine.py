@@ -122,9 +122,9 @@ def _ports(net: Path, devices: Devices) -> tuple[Port, ...]:
 
 
 def _link_speed(path: Path) -> int | None:
-    """The speed of the link; without one the kernel says -1, or refuses to be read."""
+    """The speed of the link; without one the kernel says -1 (older ones as an unsigned number) or nothing."""
     text = _text(path) or ""
-    return int(text) if text.isdecimal() else None
+    return int(text) if text.isdecimal() and int(text) != 0xFFFFFFFF else None
 
 
 def _driver(device: Path) -> str | None:

@@ -320,6 +320,8 @@ def test_a_port_is_slow_or_silent(tree: Tree, speed: int | None) -> None:
     only(tree.check(), "network", f"eth1 {speed or '?'}")
     tree.put("sys/class/net/eth1/speed", "10000\n")  # the link's own speed will do
     assert broken(tree.check()) == {}
+    tree.put("sys/class/net/eth1/speed", "4294967295\n")  # an older kernel's "unknown"
+    only(tree.check(), "network", "eth1 ?")
 
 
 @pytest.mark.parametrize(
