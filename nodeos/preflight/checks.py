@@ -205,7 +205,7 @@ def _tpm(profile: Profile, facts: Facts) -> Check:
         major == profile.tpm_major,
         "unknown version" if major is None else (f"TPM {major}" if major else "none"),
         f"TPM {profile.tpm_major}.0",
-        "switch the TPM on in the firmware's set-up, in version 2.0; `modprobe tpm_tis tpm_crb` on other systems",
+        "switch the TPM on in the firmware's set-up, as 2.0; on other systems `modprobe -a tpm_tis tpm_crb`",
     )
 
 
@@ -233,7 +233,7 @@ def _secure_boot(facts: Facts, own_keys: tuple[bytes, ...]) -> Check:
         advice = f"name our certificate with --secure-boot-certificate, or {clear}"
         return _judge(code, False, "user mode, with keys that may not be ours", needed, advice)
     if firmware.platform_keys is None:
-        return _judge(code, False, "user mode, PK can't be read", needed, f"run as root, or {clear}")
+        return _judge(code, False, "user mode, PK can't be read", needed, f"mount efivarfs, or {clear}")
     if not firmware.platform_keys or not set(firmware.platform_keys) <= set(own_keys):
         return _judge(code, False, "user mode, with keys of others", needed, clear)
     return _judge(
