@@ -31,6 +31,7 @@ NOUNS = {
     "media": ("image.media_cli", "Installation media with a site's signed configuration."),
     "node": ("provisioning.cli_node", "Nodes in the registry."),
     "operator": ("provisioning.cli_operator", "The operator's key and principal."),
+    "preflight": ("nodeos.preflight.cli", "Is this machine fit to become a node?"),
     "registrar": ("provisioning.cli_registrar", "The enrolment service."),
     "replica": ("replica.cli", "The replica daemon."),
 }
