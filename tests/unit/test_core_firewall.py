@@ -91,13 +91,12 @@ def test_settings_without_a_port_are_refused() -> None:
 
 @pytest.mark.parametrize("number", [0, -1, 1 << 31])
 def test_no_limit(number: int) -> None:
-    for make in (
-        lambda: Settings(connections=number),
-        lambda: Settings(new_per_minute=number),
-        lambda: Settings(burst=number),
-    ):
-        with pytest.raises(UsageError, match="no limit"):
-            make()
+    with pytest.raises(UsageError, match=r"connections: .* no limit"):
+        Settings(connections=number)
+    with pytest.raises(UsageError, match=r"new_per_minute: .* no limit"):
+        Settings(new_per_minute=number)
+    with pytest.raises(UsageError, match=r"burst: .* no limit"):
+        Settings(burst=number)
 
 
 @pytest.mark.parametrize("text", ["ff02::1", "::1", "255.255.255.255", "2001:db8::1%x } accept"])
@@ -208,11 +207,13 @@ except TimeoutError:
 """
 
 
-def traffic(settings: Settings, nodes: tuple[str, ...] = ("192.0.2.2", "192.0.2.4")) -> dict[str, object]:
+def traffic(
+    settings: Settings, nodes: tuple[str, ...] = ("192.0.2.2", "192.0.2.4"), *, room: int = MAX_NODES
+) -> dict[str, object]:
     """What gets through; the settings say how much may."""
     text = render([parse_address(node) for node in nodes], settings).replace("192.0.2.", "127.0.0.")
     assert text.count('\t\tiif "lo" accept\n') == 1
-    text = text.replace('\t\tiif "lo" accept\n', "")
+    text = text.replace('\t\tiif "lo" accept\n', "").replace(f"size {MAX_NODES}\n", f"size {room}\n")
     out = in_namespace(f""""$1" --file -; exec "$2" -c '{_TRAFFIC}'""", text)
     result = json.loads(out)
     assert isinstance(result, dict)
@@ -241,6 +242,11 @@ def test_a_kernel_does_so_for_ipv6(node: str, reached: bool) -> None:
     text = render([parse_address(node)]).replace("2001:db8::1", "::1").replace('\t\tiif "lo" accept\n', "")
     out = in_namespace(f""""$1" --file -; exec "$2" -c '{_TRAFFIC6}'""", text)
     assert json.loads(out) == reached
+
+
+def test_a_kernel_that_can_not_count_a_source_keeps_it_out() -> None:
+    found = traffic(Settings(), room=1)
+    assert (found["node"], found["more"], found["second node"]) == ([True, True], [True] * 4, False)
 
 
 def test_a_kernel_lets_nobody_in_without_nodes() -> None:
