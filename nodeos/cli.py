@@ -29,6 +29,7 @@ NOUNS = {
     "fingerprint": ("nodeos.fingerprint.cli", "The hardware report of a machine."),
     "image": ("image.cli", "Build, measure and boot the node image."),
     "media": ("image.media_cli", "Installation media with a site's signed configuration."),
+    "network": ("nodeos.network", "Addresses and firewall of a node, as the network expects them."),
     "node": ("provisioning.cli_node", "Nodes in the registry."),
     "operator": ("provisioning.cli_operator", "The operator's key and principal."),
     "preflight": ("nodeos.preflight.cli", "Is this machine fit to become a node?"),
