@@ -46,8 +46,8 @@ def parse_point(curve: ec.EllipticCurve, point: bytes) -> ec.EllipticCurvePublic
     Full validation by SP 800-56A, section 5.6.2.3.3: coordinates in range, on the curve, not infinity. The
     cofactor of both curves is 1, so there is no small subgroup.
     """
-    # The library takes compressed points too; here a key has one encoding.
-    if len(point) == POINT_BYTES and point[0] == 4:
+    # The library takes compressed points too (33 bytes); here a key has one encoding.
+    if len(point) == POINT_BYTES:
         try:
             return ec.EllipticCurvePublicKey.from_encoded_point(curve, point)
         except ValueError:

@@ -150,7 +150,8 @@ class OpenToken:
                 made = self._describe(public)
         except TokenError as error:
             raise TokenKeyError(
-                f"token {self.label!r} can't make a {algorithm} key", hint="choose another algorithm"
+                f"token {self.label!r} can't make a {algorithm} key{' that signs and derives' * derive}",
+                hint="choose another algorithm, or a token that does ECDSA and ECDH",
             ) from error
         if made is None:
             raise TokenKeyError(f"token {self.label!r} made a key on another curve than {algorithm}")
