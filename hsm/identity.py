@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from hsm.agreement import KeyAgreement, parse_agreement_key, parse_point
 from hsm.keys import algorithm_of, parse_public, public_der
 from hsm.pin import refuse_readable
 from hsm.signer import Algorithm, Signer
@@ -103,6 +104,23 @@ def open_identity(path: Path, pin: Callable[[], str]) -> Iterator[Signer]:
         yield token.signer(identity.key, public_key=identity.public_key)
 
 
+@contextmanager
+def open_agreement(path: Path, pin: Callable[[], str]) -> Iterator[KeyAgreement]:
+    """The identity's key for opening boxes (hsm/box.py), usable inside the block. See ``open_identity``.
+
+    Raises UsageError too for an Ed25519 key, and TokenKeyError for a key that was made to sign only.
+    """
+    identity = load_identity(path)
+    if isinstance(identity, FileIdentity):
+        yield load_file_agreement(identity.key, pin)
+        return
+    parse_agreement_key(identity.public_key, f"{path}.public_key")
+    from hsm.pkcs11 import open_token
+
+    with open_token(identity.module, identity.token, pin) as token:
+        yield token.agreement(identity.key, public_key=identity.public_key)
+
+
 def public_key_of(path: Path, pin: Callable[[], str]) -> bytes:
     """The DER public key of an identity file. A token need not be there; ``pin`` opens an encrypted file."""
     identity = load_identity(path)
@@ -135,8 +153,41 @@ class FileSigner:
         return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
+class FileAgreement:
+    """A ``hsm.agreement.KeyAgreement`` whose key is in memory."""
+
+    def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
+        self._key = key
+        self._public = public_der(key.public_key())
+        parse_agreement_key(self._public, "the key")
+
+    @property
+    def public_key(self) -> bytes:
+        return self._public
+
+    def exchange(self, point: bytes) -> bytes:
+        return self._key.exchange(ec.ECDH(), parse_point(self._key.curve, point))
+
+
 def load_file_signer(path: Path, pin: Callable[[], str]) -> FileSigner:
     """Read a PEM private key that only its owner can read; ``pin`` gives the password of an encrypted one."""
+    return FileSigner(_load_private(path, pin))
+
+
+def load_file_agreement(path: Path, pin: Callable[[], str]) -> FileAgreement:
+    """Like ``load_file_signer``. Raises UsageError also for an Ed25519 key."""
+    key = _load_private(path, pin)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise UsageError(
+            f"private key {path}: an Ed25519 key can sign but not receive secrets",
+            hint="use a P-256 or secp256k1 key",
+        )
+    return FileAgreement(key)
+
+
+def _load_private(
+    path: Path, pin: Callable[[], str]
+) -> ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey:
     data = read_file(path, "private key", limit=1 << 16)
     refuse_readable(path, "private key")
     try:
@@ -151,4 +202,4 @@ def load_file_signer(path: Path, pin: Callable[[], str]) -> FileSigner:
         ) from error
     if not isinstance(key, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey):
         raise UsageError(f"private key {path}: neither Ed25519, P-256 nor secp256k1")
-    return FileSigner(key)
+    return key

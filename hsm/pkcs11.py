@@ -1,6 +1,8 @@
 """Keys on a PKCS#11 token (smart card, USB key, HSM). Not for the node: needs python-pkcs11.
 
-Keys are made on the token and can't leave it. Signatures are ECDSA over SHA-256.
+Keys are made on the token and can't leave it. Signatures are ECDSA over SHA-256. A new key can agree on
+secrets too (ECDH): an operator has one key, and what it signs and what is encrypted to it have domains of
+their own.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from hsm.agreement import SECRET_BYTES, parse_agreement_key, parse_point
 from hsm.errors import TokenError, TokenKeyError, TokenMissingError, TokenPinError
 from hsm.keys import public_der
 from hsm.signer import Algorithm
@@ -107,8 +110,13 @@ class OpenToken:
             ]
         return tuple(sorted((key for key in public if key), key=lambda key: (key.label, key.public_key)))
 
-    def generate(self, label: str, algorithm: Algorithm = Algorithm.ECDSA_P256) -> TokenKey:
-        """Make a key pair on the token. Raises TokenKeyError if there is a key with this label."""
+    def generate(
+        self, label: str, algorithm: Algorithm = Algorithm.ECDSA_P256, *, derive: bool = True
+    ) -> TokenKey:
+        """Make a key pair on the token; without ``derive`` it signs only, and opens no boxes.
+
+        Raises TokenKeyError if there is a key with this label.
+        """
         import pkcs11
 
         if self._objects(pkcs11.ObjectClass.PRIVATE_KEY, label) or self._objects(
@@ -120,6 +128,9 @@ class OpenToken:
         curve = next((der for der, (name, _) in _CURVES.items() if name is algorithm), None)
         if curve is None:
             raise TokenKeyError(f"{algorithm} keys are not made on tokens", hint="use ecdsa-p256")
+        capabilities = pkcs11.MechanismFlag.SIGN | pkcs11.MechanismFlag.VERIFY
+        if derive:
+            capabilities |= pkcs11.MechanismFlag.DERIVE
         try:
             with self._answers("making a key"):
                 parameters = self._session.create_domain_parameters(
@@ -129,7 +140,7 @@ class OpenToken:
                     id=secrets.token_bytes(16),
                     label=label,
                     store=True,
-                    capabilities=pkcs11.MechanismFlag.SIGN | pkcs11.MechanismFlag.VERIFY,
+                    capabilities=capabilities,
                     private_template={
                         pkcs11.Attribute.SENSITIVE: True,
                         pkcs11.Attribute.EXTRACTABLE: False,
@@ -139,7 +150,8 @@ class OpenToken:
                 made = self._describe(public)
         except TokenError as error:
             raise TokenKeyError(
-                f"token {self.label!r} can't make a {algorithm} key", hint="choose another algorithm"
+                f"token {self.label!r} can't make a {algorithm} key{' that signs and derives' * derive}",
+                hint="choose another algorithm, or a token that does ECDSA and ECDH",
             ) from error
         if made is None:
             raise TokenKeyError(f"token {self.label!r} made a key on another curve than {algorithm}")
@@ -147,6 +159,29 @@ class OpenToken:
 
     def signer(self, label: str, *, public_key: bytes | None = None) -> TokenSigner:
         """The key with this label; with ``public_key`` it must be that very key. Raises TokenKeyError."""
+        key, private = self._pair(label, public_key)
+        return TokenSigner(key, self, private)
+
+    def agreement(self, label: str, *, public_key: bytes | None = None) -> TokenAgreement:
+        """Like ``signer``, to agree on secrets. Raises TokenKeyError also for a key that may not derive."""
+        import pkcs11
+
+        key, private = self._pair(label, public_key)
+        with self._answers("reading the key"):
+            try:
+                derives = bool(private[pkcs11.Attribute.DERIVE])
+            except pkcs11.AttributeTypeInvalid:
+                derives = False
+        if not derives:
+            raise TokenKeyError(
+                f"token {self.label!r}: the key {label!r} was made to sign only (CKA_DERIVE is not set), so it "
+                "can't decrypt",
+                hint="make another key with `nodeos operator init`; what a key may do is fixed when it is made",
+            )
+        return TokenAgreement(key, self, private)
+
+    def _pair(self, label: str, public_key: bytes | None) -> tuple[TokenKey, Any]:
+        """The key and its private half on the token."""
         import pkcs11
 
         private = self._objects(pkcs11.ObjectClass.PRIVATE_KEY, label)
@@ -172,7 +207,7 @@ class OpenToken:
                 f"token {self.label!r}: the key {label!r} is not the one of this identity",
                 hint="plug in the right token, or make the identity file anew",
             )
-        return TokenSigner(key, self, private[0])
+        return key, private[0]
 
     def _objects(self, kind: Any, label: str) -> list[Any]:
         import pkcs11
@@ -241,6 +276,49 @@ class TokenSigner:
         if len(signature) != 64:
             raise TokenError(f"token {self._token.label!r}: a signature of {len(signature)} bytes, not 64")
         return signature
+
+
+class TokenAgreement:
+    """A ``hsm.agreement.KeyAgreement`` whose key is on a token; usable while the token is open."""
+
+    def __init__(self, key: TokenKey, token: OpenToken, private: Any) -> None:
+        self._key = key
+        self._token = token
+        self._private = private
+        self._curve = parse_agreement_key(key.public_key, "the key").curve
+
+    @property
+    def public_key(self) -> bytes:
+        return self._key.public_key
+
+    def exchange(self, point: bytes) -> bytes:
+        """CKM_ECDH1_DERIVE without a KDF, the point raw (PKCS#11 2.40, CK_ECDH1_DERIVE_PARAMS).
+
+        The result is an object of this session only; it is read and destroyed at once. Raises TokenError.
+        """
+        import pkcs11
+
+        # A token may not check the point, and an answer for one off the curve tells of the private key.
+        parse_point(self._curve, point)
+        with self._token._answers("agreeing on a secret"):
+            derived = self._private.derive_key(
+                pkcs11.KeyType.GENERIC_SECRET,
+                SECRET_BYTES * 8,
+                store=False,
+                capabilities=0,
+                mechanism=pkcs11.Mechanism.ECDH1_DERIVE,
+                mechanism_param=(pkcs11.KDF.NULL, None, point),
+                template={pkcs11.Attribute.SENSITIVE: False, pkcs11.Attribute.EXTRACTABLE: True},
+            )
+            try:
+                secret = bytes(derived[pkcs11.Attribute.VALUE])
+            finally:
+                derived.destroy()
+        if len(secret) != SECRET_BYTES:
+            raise TokenError(
+                f"token {self._token.label!r}: a secret of {len(secret)} bytes, not {SECRET_BYTES}"
+            )
+        return secret
 
 
 def tries_left(flags: int) -> str:
