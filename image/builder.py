@@ -94,14 +94,18 @@ def build(config: Config, progress: Progress) -> Built:
     progress("packages: Python wheels")
     packages = wheels.fetch(config.source / "image/locks", config.work / "wheels")
     context.log.unlink(missing_ok=True)
+    # What the build's scripts make has the modes that stand in them, whoever starts the build.
+    umask = os.umask(0o022)
     try:
         prepare_sandbox(context)
+        prepare_trees(context)
         progress("initrd (the first time with the tools tree: some minutes)")
         initrd = build_initrd(context)
         prepare_ukify(context)
         progress("image: root, verity, unified kernel image")
         build_image(context, initrd, packages)
     finally:
+        os.umask(umask)
         # It holds a copy of the PCR key.
         shutil.rmtree(context.sandbox, ignore_errors=True)
     progress("measurements and manifest")
@@ -145,6 +149,20 @@ def prepare_sandbox(context: Context) -> None:
     write_atomic(private / "usr/lib/systemd/ukify.conf", ukify.encode())
 
 
+def prepare_trees(context: Context) -> None:
+    """Copy the files that go into the images as they are, with the modes that git knows: 0644 and 0755.
+
+    A checkout has the modes that the umask of its owner left.
+    """
+    for name, source in (("extra", "image/extra"), ("initrd-extra", "image/initrd/extra")):
+        for path in sorted((context.config.source / source).rglob("*")):
+            target = context.sandbox / name / path.relative_to(context.config.source / source)
+            if path.is_dir():
+                target.mkdir(parents=True, exist_ok=True)
+            else:
+                write_atomic(target, path.read_bytes(), mode=0o755 if path.stat().st_mode & 0o100 else 0o644)
+
+
 def prepare_ukify(context: Context) -> None:
     """Lay our wrapper over the tools tree's ukify, and ukify itself beside it (see image/scripts/ukify)."""
     tree = context.sandbox / "image/usr"
@@ -157,7 +175,12 @@ def prepare_ukify(context: Context) -> None:
 def build_initrd(context: Context) -> Path:
     """Make the initrd: an image of its own, so that nothing of the root's is in it."""
     config = context.config
-    options = [f"--environment=VARIANT={config.variant}"]
+    no_shell = context.sandbox / "extra/usr/lib/nodeos/no-shell"
+    options = [
+        f"--environment=VARIANT={config.variant}",
+        f"--extra-tree={context.sandbox / 'initrd-extra'}:/",
+        f"--extra-tree={no_shell}:/usr/lib/nodeos/no-shell",
+    ]
     run_mkosi(context, config.source / "image/initrd", options, cache="initrd")
     found = [path for path in (config.work / "mkosi").glob("initrd*") if path.suffix != ".manifest"]
     if not found:
@@ -180,6 +203,7 @@ def build_image(context: Context, initrd: Path, packages: Path) -> None:
         f"--verity-key={keys.verity_key}",
         f"--verity-certificate={keys.verity_certificate}",
         f"--build-sources={packages}:wheels",
+        f"--extra-tree={context.sandbox / 'extra'}:/",
         f"--extra-tree={keys.site_public_key}:/usr/lib/nodeos/site.pub.pem",
         f"--build-directory={config.work / 'mkosi.build'}",
         f"--environment=VARIANT={config.variant}",

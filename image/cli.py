@@ -81,6 +81,61 @@ def build(ctx: click.Context, work: Path, keys_: Path | None, variant: str, vers
     )
 
 
+@commands.command("verify-build")
+@work_option
+@click.option(
+    "--keys", "keys_", type=click.Path(path_type=Path),
+    help="The keys to build with, from `image keygen`. [default: WORK/keys, made if absent]",
+)  # fmt: skip
+@variant_option
+@click.option("--version", default=__version__, show_default=True, help="The version of the release.")
+@click.pass_context
+def verify_build(ctx: click.Context, work: Path, keys_: Path | None, variant: str, version: str) -> None:
+    """Build twice and tell every difference: exit code 3 if there is one.
+
+    Both builds are made from cold caches below WORK/verify-build, the second from a clone at another path, under
+    another umask, time zone and host name. Takes as long as two first builds, and needs a clean working tree.
+    """
+    import shutil
+
+    from image import builder, reproduce
+    from image.keys import BuildKeys, keys_of
+    from image.steps import Steps
+    from nodeos.core.errors import RefusedError
+
+    work = work.absolute()
+    keys = BuildKeys(directory=keys_.absolute()) if keys_ else keys_of(work, Variant(variant))
+    steps = Steps(3, as_json=wants_json(ctx))
+    place = work / "verify-build"
+    shutil.rmtree(place, ignore_errors=True)
+    config = builder.Config(
+        source=SOURCE, work=place / "first", keys=keys, variant=Variant(variant), version=version
+    )
+    with steps.step("First build"):
+        first = builder.build(config, steps.say)
+    log = work / "logs/verify-build.log"
+    log.unlink(missing_ok=True)
+    with steps.step("Second build, under other conditions") as step:
+        steps.say("as long as the first")
+        second = reproduce.second_build(SOURCE, first, work=place / "second", keys=keys.directory, log=log)
+        step.notes.append(f"log {log}")
+    with steps.step("Compare packages, root file system, unified kernel image, measurements"):
+        tools = config.work / "mkosi/tools"
+        findings = reproduce.compare(first, second, tools=tools, scratch=place / "roots")
+        if findings:
+            raise RefusedError(
+                "two builds of one commit differ",
+                findings if wants_json(ctx) else reproduce.shorten(findings),
+                hint=f"both are kept in {place}",
+            )
+    release = Release.parse(first.release.read_bytes())
+    emit(
+        ctx,
+        {"reproducible": True, "commit": release.source_commit, "root_hash": release.root_hash.hex()},
+        f"reproducible: commit {release.source_commit}\nroot hash {release.root_hash.hex()} in both builds",
+    )
+
+
 @commands.command()
 @click.argument("release", type=click.Path(path_type=Path))
 @click.pass_context

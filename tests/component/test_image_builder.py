@@ -57,6 +57,30 @@ def test_missing_key_ends_the_build_before_anything_is_made(context: Context, tm
     assert not config.work.exists()
 
 
+def test_what_goes_in_as_it_is_has_the_modes_that_git_knows(context: Context) -> None:
+    for top in ("image/extra", "image/initrd/extra"):
+        program = context.config.source / top / "usr/bin/program"
+        text = context.config.source / top / "etc/text"
+        for path, mode in ((program, 0o700), (text, 0o600)):
+            path.parent.mkdir(parents=True)
+            path.write_text(top)
+            path.chmod(mode)
+            path.parent.chmod(0o700)
+    umask = os.umask(0o022)
+    try:
+        builder.prepare_trees(context)
+    finally:
+        os.umask(umask)
+    for name in ("extra", "initrd-extra"):
+        modes = {
+            str(path.relative_to(context.sandbox / name)): stat.S_IMODE(path.stat().st_mode)
+            for path in (context.sandbox / name).rglob("*")
+        }
+        assert modes == {
+            "usr": 0o755, "usr/bin": 0o755, "usr/bin/program": 0o755, "etc": 0o755, "etc/text": 0o644,
+        }  # fmt: skip
+
+
 def test_only_root_builds(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(UsageError, match="building the image needs root") as caught:

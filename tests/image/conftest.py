@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +11,11 @@ import pytest
 from image import builder
 from image.builder import Built
 from image.keys import keys_of
-from image.measure import find_partition
+from image.reproduce import extract_root, unpack_root
 from nodeos.core.release import Release, Variant
-from nodeos.core.run import run
 
 SOURCE = Path(__file__).resolve().parents[2]
 WORK = SOURCE / "build"
-_ROOT_TYPE = uuid.UUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,35 +33,15 @@ def build(variant: Variant) -> Built:
     return builder.build(config, lambda text: print(f"  {variant}: {text}", file=sys.stderr))  # noqa: T201
 
 
-def unpack_root(disk: Path, target: Path) -> Path:
-    """Unpack the root partition (erofs) with the tools tree's own program."""
-    begin, size = find_partition(disk, _ROOT_TYPE, "root partition")
-    image = target / "root.erofs"
-    with disk.open("rb") as source, image.open("wb") as copy:
-        source.seek(begin)
-        copy.write(source.read(size))
-    root = target / "root"
-    tools = WORK / "mkosi/tools/usr"
-    loader, libraries = tools / "lib64/ld-linux-x86-64.so.2", tools / "lib/x86_64-linux-gnu"
-    run(
-        [
-            loader,
-            "--library-path",
-            libraries,
-            tools / "bin/fsck.erofs",
-            f"--extract={root}",
-            "--no-preserve",
-            image,
-        ],
-        what="unpacking the root file system",
-    )
-    image.unlink()
-    return root
+def unpacked(disk: Path, target: Path) -> Path:
+    """The root file system of a disk image, unpacked."""
+    image = extract_root(disk, target / "root.erofs")
+    return unpack_root(image, target / "root", tools=WORK / "mkosi/tools")
 
 
 @pytest.fixture(scope="session")
 def release_image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     """The release variant."""
     built = build(Variant.RELEASE)
-    root = unpack_root(built.disk, tmp_path_factory.mktemp("release"))
+    root = unpacked(built.disk, tmp_path_factory.mktemp("release"))
     return Image(built=built, release=Release.parse(built.release.read_bytes()), root=root)
