@@ -105,7 +105,7 @@ def _flash(
                         hint=f"{device.path} must not be used as it is; run this again",
                     )
                 writer.verify(file, plan, target, progress)
-            except BaseException:
+            except KeyboardInterrupt:
                 click.echo(f"\n{device.path} is not complete: run the same command again", err=True)
                 raise
             reread = target.reread_partitions()

@@ -27,7 +27,6 @@ class Progress:
     def __call__(self, phase: str, done: int, of: int) -> None:
         now = time.monotonic()
         if phase != self._phase:
-            # The first chunk is done by now; what it took is a small part of the whole.
             self._phase, self._began, self._shown = phase, now, now
         self.seconds[phase] = now - self._began
         if done < of and now - self._shown < self._pause:

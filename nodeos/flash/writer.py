@@ -55,6 +55,7 @@ def digest(image: io.FileIO, size: int, report: Report) -> bytes:
     """SHA-256 of the image."""
     total = hashlib.sha256()
     view = _buffer()
+    report("check", 0, size)
     for offset in range(0, size, CHUNK):
         length = min(CHUNK, size - offset)
         _fill(image, offset, view[:length])
@@ -70,6 +71,7 @@ def write(image: io.FileIO, size: int, target: Target, report: Report) -> Plan:
     total = hashlib.sha256()
     chunks: list[bytes] = []
     offset = 0
+    report("write", 0, size)
     view, head = _buffer(), _buffer()
     of_zeros = hashlib.sha256(bytes(CHUNK)).digest()
     try:
@@ -109,6 +111,7 @@ def write(image: io.FileIO, size: int, target: Target, report: Report) -> Plan:
 def verify(image: io.FileIO, plan: Plan, target: Target, report: Report) -> None:
     """Read everything back. Raises NodeosError with the offset of the first byte that differs."""
     offset = 0
+    report("verify", 0, plan.covered)
     view = _buffer()
     try:
         target.forget()

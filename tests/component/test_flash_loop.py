@@ -8,13 +8,18 @@ import json
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nodeos import cli
+from nodeos.core.errors import RefusedError
 from nodeos.core.release import Artefact, BootPhase, Release, Variant
 from nodeos.core.run import run
+from nodeos.flash import writer
+from nodeos.flash.device import opened
+from nodeos.flash.disks import Device
 
 MIB = 1 << 20
 DATA = random.Random(7).randbytes(5 * MIB) + bytes(9 * MIB) + random.Random(8).randbytes(MIB + 100)
@@ -144,3 +149,41 @@ def test_the_name_must_be_typed(
 
 def test_yes_needs_a_device(image: Path) -> None:
     assert nodeos("flash", image, "--yes") == 2
+
+
+def test_a_disk_that_was_exchanged(disk: Path) -> None:
+    status = disk.stat()
+    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    seen = Device(name=disk.name, number=number, size=32 * MIB)
+    with opened(seen) as target:
+        assert target.size == 32 * MIB
+    for other in (replace(seen, size=MIB), replace(seen, number="8:0")):
+        with pytest.raises(RefusedError) as caught, opened(other):
+            pass
+        assert [finding.code for finding in caught.value.findings] == ["disk.changed"]
+
+
+def test_an_image_that_changes_meanwhile(
+    image: Path, disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "digest", lambda *_: bytes(32))
+    assert nodeos("flash", image, disk, "--yes") == 1
+    assert "changed while it was written" in capsys.readouterr().err
+
+
+def test_an_interruption_says_what_to_do(
+    image: Path, disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "verify", interrupted)
+        assert nodeos("flash", image, disk, "--yes") == 130
+    assert "run the same command again" in capsys.readouterr().err
+    assert nodeos("flash", image, disk, "--yes") == 0
+
+
+def test_a_manifest_that_does_not_know_the_image(image: Path, disk: Path) -> None:
+    manifest(image.with_name("other.raw"), DATA)
+    assert nodeos("flash", image, disk, "--yes", "--release", image.with_name("release.json")) == 2
