@@ -27,6 +27,7 @@ NOUNS = {
     "demo": ("image.demo_cli", "The whole path on this machine, from build to serving node."),
     "enroll": ("provisioning.cli_enroll", "Machines that ask to become nodes."),
     "fingerprint": ("nodeos.fingerprint.cli", "The hardware report of a machine."),
+    "flash": ("nodeos.flash.cli", "Write a disk image to a disk or stick, and compare."),
     "image": ("image.cli", "Build, measure and boot the node image."),
     "media": ("image.media_cli", "Installation media with a site's signed configuration."),
     "network": ("nodeos.network", "Addresses and firewall of a node, as the network expects them."),
