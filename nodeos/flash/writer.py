@@ -76,9 +76,10 @@ def write(image: io.FileIO, size: int, target: Target, report: Report) -> Plan:
     of_zeros = hashlib.sha256(bytes(CHUNK)).digest()
     try:
         target.zero(0, min(CHUNK, covered))
-        if tail < target.size:
-            offset = tail
-            target.zero(tail, target.size - tail)
+        # On a disk just as large as the image too: until then firmware could start from the old backup GPT.
+        offset = max(min(CHUNK, covered), target.size - TAIL)
+        if offset < target.size:
+            target.zero(offset, target.size - offset)
         target.sync()
         for offset in range(0, covered, CHUNK):
             data = (view if offset else head)[: min(CHUNK, covered - offset)]

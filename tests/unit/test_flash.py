@@ -272,3 +272,11 @@ def test_a_disk_that_can_not_be_read_back(image: io.FileIO) -> None:
 def test_an_image_that_shrinks(image: io.FileIO) -> None:
     with pytest.raises(NodeosError, match="became shorter"):
         writer.write(image, SIZE + 1, Memory(32 * MIB), quiet)
+
+
+def test_an_old_backup_partition_table_goes_first(image: io.FileIO) -> None:
+    target = Memory(3 * writer.CHUNK + 1024)
+    target.writes_left = 2
+    with pytest.raises(NodeosError, match="writing failed"):
+        writer.write(image, SIZE, target, quiet)
+    assert target.content[-MIB:] == bytes(MIB)
