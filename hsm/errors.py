@@ -6,6 +6,8 @@ NodeosError
 │   ├── TpmLockoutError        too many wrong passwords (TPM_RC_LOCKOUT)
 │   ├── TpmPasswordError       a hierarchy has a password that we don't know
 │   ├── TpmPolicyError         the PCRs are not those that a key is bound to
+│   ├── TpmKeyMissingError     no key at its handle
+│   ├── TpmKeyPasswordError    a signing key's password is wrong
 │   ├── TpmForeignKeyError     something else lies where our key belongs
 │   └── TpmCredentialError     a credential that was made for another TPM or another key
 └── TokenError              1  the PKCS#11 token said no
@@ -41,6 +43,14 @@ class TpmPasswordError(TpmError):
 
 class TpmPolicyError(TpmError):
     """The policy of a key is not met, most often since the PCRs differ."""
+
+
+class TpmKeyMissingError(TpmError):
+    """There is no key at the handle."""
+
+
+class TpmKeyPasswordError(TpmError):
+    """The password of a signing key is wrong. Too many of these end in TpmLockoutError."""
 
 
 class TpmForeignKeyError(TpmError):

@@ -1,9 +1,11 @@
-"""Identity files: where an operator's key is. They hold no secret.
+"""Identity files: where an operator's key, or one that signs releases, is. They hold no secret.
 
     {"kind": "pkcs11", "module": PATH, "token": LABEL, "key": LABEL, "public_key": BASE64 of the DER key}
+    {"kind": "tpm", "handle": "0x81000100", "tcti": TCTI (the default device), "public_key": BASE64 of the DER key}
     {"kind": "file", "key": PATH of a PEM private key}
 
-A relative path counts from the identity file's own directory.
+A relative path counts from the identity file's own directory. Which kinds of keys may be there is the caller's
+to say with ``accepted``; without it they are those that people authenticate with, and an RSA key is refused.
 """
 
 from __future__ import annotations
@@ -17,17 +19,19 @@ from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from hsm.agreement import KeyAgreement, parse_agreement_key, parse_point
-from hsm.keys import algorithm_of, parse_public, public_der
+from hsm.keys import PEOPLE, algorithm_of, check_public, kinds, public_der
 from hsm.pin import refuse_readable
 from hsm.signer import Algorithm, Signer
 from nodeos.core.errors import UsageError
 from nodeos.core.files import read_file, write_new
 from nodeos.core.wire import b64, parse_json
+
+PrivateKey = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,7 @@ class TokenIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileIdentity:
-    """A private key in a PEM file: Ed25519, P-256 or secp256k1."""
+    """A private key in a PEM file."""
 
     key: Path
 
@@ -59,11 +63,30 @@ class FileIdentity:
         return {"kind": "file", "key": str(self.key)}
 
 
-Identity = TokenIdentity | FileIdentity
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TpmKeyIdentity:
+    """A key in a TPM. ``tcti`` None is the kernel's device; ``public_key`` is DER."""
+
+    handle: int
+    public_key: bytes
+    tcti: str | None = None
+
+    def to_json(self) -> dict[str, str]:
+        where = {} if self.tcti is None else {"tcti": self.tcti}
+        return {
+            "kind": "tpm",
+            **where,
+            "handle": f"0x{self.handle:08x}",
+            "public_key": b64(self.public_key),
+        }
 
 
-def load_identity(path: Path) -> Identity:
-    """Read an identity file. Raises UsageError (ParseError with the field's path)."""
+Identity = TokenIdentity | TpmKeyIdentity | FileIdentity
+
+
+def load_identity(path: Path, *, accepted: frozenset[Algorithm] = PEOPLE) -> Identity:
+    """Read an identity file. Raises UsageError (ParseError with the field's path), also for a public key
+    that is not of a kind in ``accepted``."""
     fields = parse_json(read_file(path, "identity", limit=1 << 16), str(path))
     kind = fields.text("kind", limit=16)
     identity: Identity
@@ -72,13 +95,22 @@ def load_identity(path: Path) -> Identity:
             module=path.parent / fields.text("module"),
             token=fields.text("token", limit=32),
             key=fields.text("key", limit=256),
-            public_key=fields.data("public_key", limit=256),
+            public_key=fields.data("public_key", limit=1024),
         )
-        parse_public(identity.public_key, f"{path}.public_key")
+        check_public(identity.public_key, f"{path}.public_key", accepted)
+    elif kind == "tpm":
+        from hsm.tpm.signing import parse_handle
+
+        identity = TpmKeyIdentity(
+            handle=parse_handle(fields.text("handle", limit=16), f"{path}.handle"),
+            public_key=fields.data("public_key", limit=1024),
+            tcti=fields.text("tcti", limit=256) if fields.has("tcti") else None,
+        )
+        check_public(identity.public_key, f"{path}.public_key", accepted)
     elif kind == "file":
         identity = FileIdentity(key=path.parent / fields.text("key"))
     else:
-        raise UsageError(f"{path}.kind: {kind!r} is neither pkcs11 nor file")
+        raise UsageError(f"{path}.kind: {kind!r} is neither pkcs11, tpm nor file")
     fields.done()
     return identity
 
@@ -89,19 +121,30 @@ def write_identity(path: Path, identity: Identity) -> None:
 
 
 @contextmanager
-def open_identity(path: Path, pin: Callable[[], str]) -> Iterator[Signer]:
+def open_identity(
+    path: Path, pin: Callable[[], str], *, accepted: frozenset[Algorithm] = PEOPLE
+) -> Iterator[Signer]:
     """The signer of an identity file, usable inside the block. ``pin`` is asked only if it is needed.
 
-    Raises UsageError for the file, ``hsm.errors.TokenError`` for the token.
+    Raises UsageError for the file and a key that is not of a kind in ``accepted``, ``hsm.errors.TokenError``
+    for the token, ``hsm.errors.TpmError`` for the TPM.
     """
-    identity = load_identity(path)
+    identity = load_identity(path, accepted=accepted)
     if isinstance(identity, FileIdentity):
-        yield load_file_signer(identity.key, pin)
+        yield load_file_signer(identity.key, pin, accepted=accepted)
+        return
+    if isinstance(identity, TpmKeyIdentity):
+        from hsm.tpm.connection import DEFAULT_TCTI
+        from hsm.tpm.signing import open_tpm_key
+
+        tcti = identity.tcti or DEFAULT_TCTI
+        with open_tpm_key(tcti, identity.handle, pin, public_key=identity.public_key) as signer:
+            yield signer
         return
     from hsm.pkcs11 import open_token
 
     with open_token(identity.module, identity.token, pin) as token:
-        yield token.signer(identity.key, public_key=identity.public_key)
+        yield token.signer(identity.key, public_key=identity.public_key, accepted=accepted)
 
 
 @contextmanager
@@ -114,6 +157,11 @@ def open_agreement(path: Path, pin: Callable[[], str]) -> Iterator[KeyAgreement]
     if isinstance(identity, FileIdentity):
         yield load_file_agreement(identity.key, pin)
         return
+    if isinstance(identity, TpmKeyIdentity):
+        raise UsageError(
+            f"{path}: a key in a TPM can sign but not receive secrets",
+            hint="use a key on a token or in a file",
+        )
     parse_agreement_key(identity.public_key, f"{path}.public_key")
     from hsm.pkcs11 import open_token
 
@@ -121,21 +169,23 @@ def open_agreement(path: Path, pin: Callable[[], str]) -> Iterator[KeyAgreement]
         yield token.agreement(identity.key, public_key=identity.public_key)
 
 
-def public_key_of(path: Path, pin: Callable[[], str]) -> bytes:
-    """The DER public key of an identity file. A token need not be there; ``pin`` opens an encrypted file."""
-    identity = load_identity(path)
-    if isinstance(identity, TokenIdentity):
-        return identity.public_key
-    return load_file_signer(identity.key, pin).public_key
+def public_key_of(path: Path, pin: Callable[[], str], *, accepted: frozenset[Algorithm] = PEOPLE) -> bytes:
+    """The DER public key of an identity file. Token and TPM need not be there; ``pin`` opens an encrypted
+    file."""
+    identity = load_identity(path, accepted=accepted)
+    if isinstance(identity, FileIdentity):
+        return load_file_signer(identity.key, pin, accepted=accepted).public_key
+    return identity.public_key
 
 
 class FileSigner:
     """A ``hsm.signer.Signer`` whose key is in memory."""
 
-    def __init__(self, key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> None:
+    def __init__(self, key: PrivateKey, *, accepted: frozenset[Algorithm] = PEOPLE) -> None:
         self._key = key
         public = key.public_key()
-        self._public, self._algorithm = public_der(public), algorithm_of(public, "the key")
+        self._public = public_der(public)
+        self._algorithm = algorithm_of(public, "the key", accepted=accepted)
 
     @property
     def algorithm(self) -> Algorithm:
@@ -148,6 +198,8 @@ class FileSigner:
     def sign(self, message: bytes) -> bytes:
         if isinstance(self._key, ed25519.Ed25519PrivateKey):
             return self._key.sign(message)
+        if isinstance(self._key, rsa.RSAPrivateKey):
+            return self._key.sign(message, padding.PKCS1v15(), hashes.SHA256())
         digest = hashlib.sha256(message).digest()
         r, s = decode_dss_signature(self._key.sign(digest, ec.ECDSA(Prehashed(hashes.SHA256()))))
         return r.to_bytes(32, "big") + s.to_bytes(32, "big")
@@ -169,14 +221,19 @@ class FileAgreement:
         return self._key.exchange(ec.ECDH(), parse_point(self._key.curve, point))
 
 
-def load_file_signer(path: Path, pin: Callable[[], str]) -> FileSigner:
-    """Read a PEM private key that only its owner can read; ``pin`` gives the password of an encrypted one."""
-    return FileSigner(_load_private(path, pin))
+def load_file_signer(
+    path: Path, pin: Callable[[], str], *, accepted: frozenset[Algorithm] = PEOPLE
+) -> FileSigner:
+    """Read a PEM private key that only its owner can read; ``pin`` gives the password of an encrypted one.
+
+    Raises UsageError, also for a key that is not of a kind in ``accepted``.
+    """
+    return FileSigner(_load_private(path, pin, accepted), accepted=accepted)
 
 
 def load_file_agreement(path: Path, pin: Callable[[], str]) -> FileAgreement:
     """Like ``load_file_signer``. Raises UsageError also for an Ed25519 key."""
-    key = _load_private(path, pin)
+    key = _load_private(path, pin, PEOPLE)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise UsageError(
             f"private key {path}: an Ed25519 key can sign but not receive secrets",
@@ -185,9 +242,7 @@ def load_file_agreement(path: Path, pin: Callable[[], str]) -> FileAgreement:
     return FileAgreement(key)
 
 
-def _load_private(
-    path: Path, pin: Callable[[], str]
-) -> ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey:
+def _load_private(path: Path, pin: Callable[[], str], accepted: frozenset[Algorithm]) -> PrivateKey:
     data = read_file(path, "private key", limit=1 << 16)
     refuse_readable(path, "private key")
     try:
@@ -200,6 +255,7 @@ def _load_private(
             f"private key {path}: not a readable PEM key, or a wrong password",
             hint="give its password with --pin-file, or name another file",
         ) from error
-    if not isinstance(key, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey):
-        raise UsageError(f"private key {path}: neither Ed25519, P-256 nor secp256k1")
+    if not isinstance(key, PrivateKey):
+        raise UsageError(f"private key {path}: neither {kinds(accepted)}")
+    algorithm_of(key.public_key(), f"private key {path}", accepted=accepted)
     return key

@@ -1,12 +1,14 @@
 """Keys on a PKCS#11 token (smart card, USB key, HSM). Not for the node: needs python-pkcs11.
 
-Keys are made on the token and can't leave it. Signatures are ECDSA over SHA-256. A new key can agree on
-secrets too (ECDH): an operator has one key, and what it signs and what is encrypted to it have domains of
-their own.
+Keys are made on the token and can't leave it. Signatures are ECDSA over SHA-256, or RSA for releases: which
+kinds are seen at all is the caller's to say with ``accepted``, and without it RSA keys are not. A new key on a
+curve can agree on secrets too (ECDH): an operator has one key, and what it signs and what is encrypted to it have
+domains of their own.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import secrets
 import threading
@@ -16,18 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from hsm.agreement import SECRET_BYTES, parse_agreement_key, parse_point
 from hsm.errors import TokenError, TokenKeyError, TokenMissingError, TokenPinError
-from hsm.keys import public_der
+from hsm.keys import PEOPLE, RSA_BITS, RSA_EXPONENT, SIGNATURE_BYTES, kinds, public_der, signature_bytes
 from hsm.signer import Algorithm
+from nodeos.core.errors import UsageError
 
 # DER object identifiers: RFC 5480 section 2.1.1.1 (P-256), SEC 2 section A.2.1 (secp256k1).
 _CURVES: dict[bytes, tuple[Algorithm, ec.EllipticCurve]] = {
     bytes.fromhex("06082a8648ce3d030107"): (Algorithm.ECDSA_P256, ec.SECP256R1()),
     bytes.fromhex("06052b8104000a"): (Algorithm.ECDSA_SECP256K1, ec.SECP256K1()),
 }
+# RFC 8017, section 9.2, note 1: what stands before a SHA-256 digest in an RSASSA-PKCS1-v1_5 signature.
+_SHA256_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
 # PKCS#11 2.40, section 3.2: CK_TOKEN_INFO flags.
 _PIN_COUNT_LOW, _PIN_FINAL_TRY, _PIN_LOCKED = 0x10000, 0x20000, 0x40000
 
@@ -84,38 +89,39 @@ class OpenToken:
         self.label = label
         self._session = session
 
-    def keys(self) -> tuple[TokenKey, ...]:
-        """The elliptic-curve keys that can sign here, in order of their labels."""
+    def keys(self, accepted: frozenset[Algorithm] = PEOPLE) -> tuple[TokenKey, ...]:
+        """The keys of a kind in ``accepted`` that can sign here, in order of their labels."""
         import pkcs11
 
+        found: list[TokenKey] = []
         with self._answers("listing the keys"):
-            private = {
-                str(key.label)
-                for key in self._session.get_objects(
-                    {
-                        pkcs11.Attribute.CLASS: pkcs11.ObjectClass.PRIVATE_KEY,
-                        pkcs11.Attribute.KEY_TYPE: pkcs11.KeyType.EC,
-                    }
+            for kind in (pkcs11.KeyType.EC, pkcs11.KeyType.RSA):
+                private, public = (
+                    list(
+                        self._session.get_objects(
+                            {pkcs11.Attribute.CLASS: half, pkcs11.Attribute.KEY_TYPE: kind}
+                        )
+                    )
+                    for half in (pkcs11.ObjectClass.PRIVATE_KEY, pkcs11.ObjectClass.PUBLIC_KEY)
                 )
-            }
-            public = [
-                self._describe(key)
-                for key in self._session.get_objects(
-                    {
-                        pkcs11.Attribute.CLASS: pkcs11.ObjectClass.PUBLIC_KEY,
-                        pkcs11.Attribute.KEY_TYPE: pkcs11.KeyType.EC,
-                    }
-                )
-                if str(key.label) in private
-            ]
-        return tuple(sorted((key for key in public if key), key=lambda key: (key.label, key.public_key)))
+                labels = {str(key.label) for key in private}
+                described = [self._describe(key) for key in public if str(key.label) in labels]
+                found += [key for key in described if key and key.algorithm in accepted]
+        return tuple(sorted(found, key=lambda key: (key.label, key.public_key)))
 
     def generate(
-        self, label: str, algorithm: Algorithm = Algorithm.ECDSA_P256, *, derive: bool = True
+        self,
+        label: str,
+        algorithm: Algorithm = Algorithm.ECDSA_P256,
+        *,
+        bits: int = RSA_BITS[0],
+        derive: bool = True,
     ) -> TokenKey:
-        """Make a key pair on the token; without ``derive`` it signs only, and opens no boxes.
+        """Make a key pair on the token; ``bits`` is for RSA. A key on a curve without ``derive`` signs only, and
+        opens no boxes; an RSA key always does.
 
-        Raises TokenKeyError if there is a key with this label.
+        Raises TokenKeyError if there is a key with this label or the token can't make such a one, and UsageError
+        for an RSA key of too few or too many bits.
         """
         import pkcs11
 
@@ -126,17 +132,23 @@ class OpenToken:
                 f"token {self.label!r} has a key {label!r} already", hint="use it, or choose another label"
             )
         curve = next((der for der, (name, _) in _CURVES.items() if name is algorithm), None)
-        if curve is None:
+        if curve is None and algorithm is not Algorithm.RSA_PKCS1_SHA256:
             raise TokenKeyError(f"{algorithm} keys are not made on tokens", hint="use ecdsa-p256")
+        if curve is None and bits not in RSA_BITS:
+            raise UsageError(f"an RSA key has {RSA_BITS[0]} to {RSA_BITS[-1]} bits, not {bits}")
+        derive = derive and curve is not None
         capabilities = pkcs11.MechanismFlag.SIGN | pkcs11.MechanismFlag.VERIFY
         if derive:
             capabilities |= pkcs11.MechanismFlag.DERIVE
         try:
             with self._answers("making a key"):
-                parameters = self._session.create_domain_parameters(
-                    pkcs11.KeyType.EC, {pkcs11.Attribute.EC_PARAMS: curve}, local=True
-                )
-                public, _ = parameters.generate_keypair(
+                if curve is None:
+                    make = functools.partial(self._session.generate_keypair, pkcs11.KeyType.RSA, bits)
+                else:
+                    make = self._session.create_domain_parameters(
+                        pkcs11.KeyType.EC, {pkcs11.Attribute.EC_PARAMS: curve}, local=True
+                    ).generate_keypair
+                public, _ = make(
                     id=secrets.token_bytes(16),
                     label=label,
                     store=True,
@@ -154,19 +166,22 @@ class OpenToken:
                 hint="choose another algorithm, or a token that does ECDSA and ECDH",
             ) from error
         if made is None:
-            raise TokenKeyError(f"token {self.label!r} made a key on another curve than {algorithm}")
+            raise TokenKeyError(f"token {self.label!r} made another key than {algorithm}")
         return made
 
-    def signer(self, label: str, *, public_key: bytes | None = None) -> TokenSigner:
-        """The key with this label; with ``public_key`` it must be that very key. Raises TokenKeyError."""
-        key, private = self._pair(label, public_key)
+    def signer(
+        self, label: str, *, public_key: bytes | None = None, accepted: frozenset[Algorithm] = PEOPLE
+    ) -> TokenSigner:
+        """The key with this label; with ``public_key`` it must be that very key. Raises TokenKeyError, also for
+        a key that is not of a kind in ``accepted``."""
+        key, private = self._pair(label, public_key, accepted)
         return TokenSigner(key, self, private)
 
     def agreement(self, label: str, *, public_key: bytes | None = None) -> TokenAgreement:
         """Like ``signer``, to agree on secrets. Raises TokenKeyError also for a key that may not derive."""
         import pkcs11
 
-        key, private = self._pair(label, public_key)
+        key, private = self._pair(label, public_key, PEOPLE)
         with self._answers("reading the key"):
             try:
                 derives = bool(private[pkcs11.Attribute.DERIVE])
@@ -180,14 +195,16 @@ class OpenToken:
             )
         return TokenAgreement(key, self, private)
 
-    def _pair(self, label: str, public_key: bytes | None) -> tuple[TokenKey, Any]:
+    def _pair(
+        self, label: str, public_key: bytes | None, accepted: frozenset[Algorithm]
+    ) -> tuple[TokenKey, Any]:
         """The key and its private half on the token."""
         import pkcs11
 
         private = self._objects(pkcs11.ObjectClass.PRIVATE_KEY, label)
         public = self._objects(pkcs11.ObjectClass.PUBLIC_KEY, label)
         if not private or not public:
-            there = ", ".join(repr(key.label) for key in self.keys()) or "none"
+            there = ", ".join(repr(key.label) for key in self.keys(accepted)) or "none"
             raise TokenKeyError(
                 f"token {self.label!r} has no key {label!r}", hint=f"the signing keys there: {there}"
             )
@@ -197,9 +214,9 @@ class OpenToken:
             )
         with self._answers("reading the key"):
             key = self._describe(public[0])
-        if key is None:
+        if key is None or key.algorithm not in accepted:
             raise TokenKeyError(
-                f"token {self.label!r}: the key {label!r} is not on P-256 or secp256k1",
+                f"token {self.label!r}: the key {label!r} is neither {kinds(accepted)}",
                 hint="make another key",
             )
         if public_key is not None and key.public_key != public_key:
@@ -218,9 +235,13 @@ class OpenToken:
             )
 
     def _describe(self, public: Any) -> TokenKey | None:
-        """None for a key on another curve."""
+        """None for a key that is in none of our sets: on another curve, RSA of another size, another type."""
         import pkcs11
 
+        if public.key_type == pkcs11.KeyType.RSA:
+            return self._describe_rsa(public)
+        if public.key_type != pkcs11.KeyType.EC:
+            return None
         known = _CURVES.get(bytes(public[pkcs11.Attribute.EC_PARAMS]))
         if known is None:
             return None
@@ -237,6 +258,23 @@ class OpenToken:
             label=str(public.label),
             algorithm=algorithm,
             public_key=public_der(key),
+        )
+
+    def _describe_rsa(self, public: Any) -> TokenKey | None:
+        import pkcs11
+
+        modulus, exponent = (
+            int.from_bytes(bytes(public[attribute]), "big")
+            for attribute in (pkcs11.Attribute.MODULUS, pkcs11.Attribute.PUBLIC_EXPONENT)
+        )
+        if modulus.bit_length() not in RSA_BITS or exponent != RSA_EXPONENT:
+            return None
+        try:
+            key = rsa.RSAPublicNumbers(exponent, modulus).public_key()
+        except ValueError as error:
+            raise TokenKeyError(f"token {self.label!r}: its public key {public.label!r} is broken") from error
+        return TokenKey(
+            label=str(public.label), algorithm=Algorithm.RSA_PKCS1_SHA256, public_key=public_der(key)
         )
 
     @contextmanager
@@ -266,15 +304,20 @@ class TokenSigner:
         return self._key.public_key
 
     def sign(self, message: bytes) -> bytes:
-        """r and s, 32 bytes each. Raises TokenError if the token was taken out."""
+        """r and s, 32 bytes each, or RSA's bytes. Raises TokenError if the token was taken out."""
         import pkcs11
 
+        digest, mechanism, length = hashlib.sha256(message).digest(), pkcs11.Mechanism.ECDSA, SIGNATURE_BYTES
+        if self.algorithm is Algorithm.RSA_PKCS1_SHA256:
+            # The digest is made here, as for ECDSA: tokens take few bytes at a time.
+            digest, mechanism = _SHA256_INFO + digest, pkcs11.Mechanism.RSA_PKCS
+            length = signature_bytes(self.public_key)
         with self._token._answers("signing"):
-            signature = bytes(
-                self._private.sign(hashlib.sha256(message).digest(), mechanism=pkcs11.Mechanism.ECDSA)
+            signature = bytes(self._private.sign(digest, mechanism=mechanism))
+        if len(signature) != length:
+            raise TokenError(
+                f"token {self._token.label!r}: a signature of {len(signature)} bytes, not {length}"
             )
-        if len(signature) != 64:
-            raise TokenError(f"token {self._token.label!r}: a signature of {len(signature)} bytes, not 64")
         return signature
 
 

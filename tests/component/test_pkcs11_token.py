@@ -12,8 +12,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from hsm.errors import TokenError, TokenKeyError, TokenMissingError, TokenPinError
 from hsm.identity import TokenIdentity, open_identity, write_identity
+from hsm.keys import RELEASE, verify_release
 from hsm.pkcs11 import open_token
 from hsm.signer import Algorithm
+from nodeos.core.errors import UsageError
 from nodeos.core.run import find_tool, run
 from tests.support.softhsm import SoftToken, make_token
 
@@ -159,8 +161,32 @@ def test_key_on_another_curve(token: SoftToken) -> None:
     )
     with open_token(token.module, token.label, lambda: token.pin) as opened:
         assert opened.keys() == ()
-        with pytest.raises(TokenKeyError, match="not on P-256"):
+        with pytest.raises(TokenKeyError, match="neither Ed25519"):
             opened.signer("large")
+
+
+def test_rsa_key_is_seen_only_by_who_asks_for_it(token: SoftToken) -> None:
+    with open_token(token.module, token.label, lambda: token.pin) as opened:
+        made = opened.generate("release", Algorithm.RSA_PKCS1_SHA256, bits=3072)
+        assert opened.keys() == ()
+        assert opened.keys(RELEASE) == (made,)
+        with pytest.raises(TokenKeyError, match="neither Ed25519, P-256 nor secp256k1"):
+            opened.signer("release")
+        # What `nodeos operator init` does with the label of such a key.
+        with pytest.raises(TokenKeyError, match="already"):
+            opened.generate("release")
+        signature = opened.signer("release", accepted=RELEASE).sign(b"message")
+    assert len(signature) == 384
+    verify_release(made.public_key, b"message", signature)
+
+
+@pytest.mark.parametrize("bits", [1024, 2052, 8192])
+def test_rsa_keys_of_other_sizes_are_not_made(token: SoftToken, bits: int) -> None:
+    with (
+        open_token(token.module, token.label, lambda: token.pin) as opened,
+        pytest.raises(UsageError, match="2048 to 4096"),
+    ):
+        opened.generate("release", Algorithm.RSA_PKCS1_SHA256, bits=bits)
 
 
 def test_ed25519_is_not_made_on_tokens(token: SoftToken) -> None:

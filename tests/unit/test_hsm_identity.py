@@ -70,7 +70,7 @@ def test_identity_is_not_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"kind": "cloud"}, "neither pkcs11 nor file"),
+        ({"kind": "cloud"}, "neither pkcs11, tpm nor file"),
         ({"module": None}, "module"),
         ({"token": 5}, "expected text"),
         ({"key": None}, "key"),
