@@ -19,7 +19,6 @@ _PE_IMAGE_DATA = "1.3.6.1.4.1.311.2.1.15"
 _OBSOLETE = "<<<Obsolete>>>".encode("utf-16-be")
 
 
-
 class _TypeAndValue(core.Sequence):  # type: ignore[misc]
     _fields = [("type", core.ObjectIdentifier), ("value", core.Any)]  # noqa: RUF012
 

@@ -6,8 +6,8 @@ leave open (gaps, overlaps, a certificate table that isn't last) is refused: no 
 but those of the signature itself. All offsets and sizes are in bytes; every refusal is a UsageError.
 
 The normal form of an unsigned image: its CheckSum is 0 and its length a multiple of 8. ``add_section`` and
-``strip_signatures`` give it, and for an image in it ``strip_signatures(attach_signature(image, signature))`` is the
-image. Any other image comes back in its normal form; its digest is the same.
+``strip_signatures`` give it, and for an image in it ``strip_signatures(attach_signature(image, signature))``
+is the image. Any other image comes back in its normal form; its digest is the same.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Where everything of a PE image lies. ``end`` is where the sections end; the table's size 0 means unsigned."""
+    """Where everything of a PE image lies. ``end`` is where the sections end; table size 0 means unsigned."""
 
     coff: int
     optional: int
@@ -228,7 +228,7 @@ def attach_signature(data: bytes, signature: bytes, what: str = "image") -> byte
 
 def _checksum(data: bytearray) -> int:
     """The PE CheckSum of a file whose CheckSum field is 0: its 16-bit words added with carry, plus its length."""
-    total = sum(struct.unpack(f"<{len(data) // 4}I", data[: len(data) & ~3]))
+    total: int = sum(struct.unpack(f"<{len(data) // 4}I", data[: len(data) & ~3]))
     total += int.from_bytes(data[len(data) & ~3 :], "little")
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

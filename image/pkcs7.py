@@ -101,13 +101,21 @@ def sign(
     data = _SignedData({
         "version": 1,
         "digest_algorithms": [_sha256()],
-        "content_info": {"content_type": content_type} | ({"content": core.Any.load(content)} if content else {}),
+        "content_info": _ContentInfo.load(_content_info(content_type, content)),
         "certificates": [parsed],
         "signer_infos": [{**info, "signature": signature}],
     })  # fmt: skip
     if not wrapped:
         return bytes(data.dump())
-    return bytes(_ContentInfo({"content_type": _SIGNED_DATA, "content": core.Any.load(data.dump())}).dump())
+    return _content_info(_SIGNED_DATA, data.dump())
+
+
+def _content_info(content_type: str, content: bytes | None) -> bytes:
+    """DER ContentInfo; the content stands in a tag [0] EXPLICIT."""
+    body = core.ObjectIdentifier(content_type).dump()
+    if content is not None:
+        body += parser.emit(2, 1, 0, content)
+    return bytes(parser.emit(0, 1, 16, body))
 
 
 def verify(
@@ -170,8 +178,10 @@ def _load(data: bytes) -> _SignedData:
         wrapper = _ContentInfo.load(data, strict=True)
         if wrapper["content_type"].dotted != _SIGNED_DATA:
             raise UsageError("no PKCS #7 SignedData")
-        return wrapper["content"].parse(_SignedData)
-    return _SignedData.load(data, strict=True)
+        wrapped: _SignedData = wrapper["content"].parse(_SignedData)
+        return wrapped
+    bare: _SignedData = _SignedData.load(data, strict=True)
+    return bare
 
 
 def _check_attributes(attributes: cms.CMSAttributes, message: bytes, content_type: str) -> None:
