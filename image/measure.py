@@ -1,6 +1,8 @@
 """Predicts what a boot of the image extends into the PCRs, from the files alone.
 
-SHA-256 bank. Sources: TCG PC Client Platform Firmware Profile 1.06 (PCRs 4 and 7, sections 3.3.4 and 10.4),
+The banks are sha256 and sha384, SHA-256 if not said.
+
+Sources: TCG PC Client Platform Firmware Profile 1.06 (PCRs 4 and 7, sections 3.3.4 and 10.4),
 Microsoft "Windows Authenticode Portable Executable Signature Format" (image digest), systemd-stub(7) and
 src/boot/measure.c of systemd 257 (PCR 11), systemd-pcrphase.service(8) (boot phases).
 """
@@ -16,10 +18,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pefile
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
+from image.efivars import EFI_GLOBAL, IMAGE_SECURITY_DATABASE, VENDORS, X509, Entry, parse_lists, payload
+from image.pe import authenticode, section_contents, signatures
 from nodeos.core.errors import UsageError
 from nodeos.core.release import BootPhase
 from nodeos.core.run import find_tool, run
@@ -27,24 +30,26 @@ from nodeos.core.run import find_tool, run
 # The order in which systemd-stub measures the sections; .pcrsig is never measured.
 MEASURED_SECTIONS = (".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat",
              ".pcrpkey", ".profile", ".dtbauto", ".hwids")  # fmt: skip
-_EFI_GLOBAL = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
-_IMAGE_SECURITY_DATABASE = uuid.UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
 _ESP = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 _SEPARATOR = b"\0\0\0\0"
 _BOOT_ACTION = b"Calling EFI Application from Boot Option"
 
 
-def extend(value: bytes, digest: bytes) -> bytes:
-    """One PCR extend: SHA-256 of the old value and the digest."""
-    return hashlib.sha256(value + digest).digest()
+def extend(value: bytes, digest: bytes, bank: str = "sha256") -> bytes:
+    """One PCR extend: the bank's hash of the old value and the digest."""
+    return _hash(bank, value + digest)
 
 
-def replay(digests: Iterable[bytes], start: bytes = bytes(32)) -> bytes:
-    """The PCR value after extending ``digests`` in their order."""
-    value = start
+def replay(digests: Iterable[bytes], start: bytes | None = None, bank: str = "sha256") -> bytes:
+    """The PCR value after extending ``digests`` in their order, from zeroes unless ``start`` is given."""
+    value = bytes(hashlib.new(bank).digest_size) if start is None else start
     for digest in digests:
-        value = extend(value, digest)
+        value = extend(value, digest, bank)
     return value
+
+
+def _hash(bank: str, data: bytes) -> bytes:
+    return hashlib.new(bank, data).digest()
 
 
 def _sha256(data: bytes) -> bytes:
@@ -62,12 +67,7 @@ class Uki:
     def read(cls, path: Path) -> Uki:
         """Raises UsageError if the file is no PE image or lacks the sections of a UKI."""
         data = path.read_bytes()
-        image = _parse(data, str(path))
-        sections = {}
-        for section in image.sections:
-            name = section.Name.rstrip(b"\0").decode("ascii", "replace")
-            raw = data[section.PointerToRawData : section.PointerToRawData + section.SizeOfRawData]
-            sections[name] = raw[: section.Misc_VirtualSize].ljust(section.Misc_VirtualSize, b"\0")
+        sections = section_contents(data, str(path))
         missing = {".linux", ".initrd", ".cmdline"} - set(sections)
         if missing:
             raise UsageError(f"{path}: no unified kernel image, it lacks {', '.join(sorted(missing))}")
@@ -86,46 +86,94 @@ class Uki:
         raise UsageError(f"the kernel command line names no roothash: {self.command_line}")
 
 
-def pcr11(uki: Uki) -> dict[BootPhase, bytes]:
+def pcr11(uki: Uki, bank: str = "sha256") -> dict[BootPhase, bytes]:
     """PCR 11 after each boot phase: the stub measures name and content of each section, then the phases."""
-    value = bytes(32)
-    for name in MEASURED_SECTIONS:
-        if name in uki.sections:
-            value = extend(value, _sha256(name.encode() + b"\0"))
-            value = extend(value, _sha256(uki.sections[name]))
+    measured = [part for name in MEASURED_SECTIONS if name in uki.sections
+                for part in (name.encode() + b"\0", uki.sections[name])]  # fmt: skip
+    value = replay((_hash(bank, part) for part in measured), bank=bank)
     phases = {}
     for phase in BootPhase:
-        value = extend(value, _sha256(phase.encode()))
+        value = extend(value, _hash(bank, phase.encode()), bank)
         phases[phase] = value
     return phases
 
 
-def pcr4(bootloader: bytes, uki: bytes) -> bytes:
-    """PCR 4 with Secure Boot on: the boot attempt, the separator, and the two images that the firmware loads."""
-    return replay([
-        _sha256(_BOOT_ACTION),
-        _sha256(_SEPARATOR),
-        authenticode(bootloader, "boot loader"),
-        authenticode(uki, "UKI"),
-    ])  # fmt: skip
+def pcr11_in_initrd(uki: Uki, bank: str) -> bytes:
+    """PCR 11 of any bank at the phase ``enter-initrd``."""
+    return pcr11(uki, bank)[BootPhase.ENTER_INITRD]
 
 
-def pcr7(enrolled: Mapping[str, bytes]) -> bytes:
-    """PCR 7 with Secure Boot on and the keys of ``enrolled`` (PK, KEK, db: the .auth files) and an empty dbx.
+def pcr4(bootloader: bytes, uki: bytes, *, bank: str = "sha256", secure_boot: bool = True) -> bytes:
+    """PCR 4: the boot attempt, the separator, and the images that the firmware loads.
 
-    Both images are signed by the one certificate in db, so the authority is measured once.
+    With Secure Boot on they are boot loader and UKI. With it off, systemd-stub has the firmware load the kernel
+    inside the UKI too.
     """
-    lists = {name: auth_payload(data) for name, data in enrolled.items()}
     digests = [
-        _sha256(variable_data(_EFI_GLOBAL, "SecureBoot", b"\x01")),
-        _sha256(variable_data(_EFI_GLOBAL, "PK", lists["PK"])),
-        _sha256(variable_data(_EFI_GLOBAL, "KEK", lists["KEK"])),
-        _sha256(variable_data(_IMAGE_SECURITY_DATABASE, "db", lists["db"])),
-        _sha256(variable_data(_IMAGE_SECURITY_DATABASE, "dbx", b"")),
-        _sha256(_SEPARATOR),
-        _sha256(variable_data(_IMAGE_SECURITY_DATABASE, "db", signature_data(lists["db"]))),
+        _hash(bank, _BOOT_ACTION),
+        _hash(bank, _SEPARATOR),
+        authenticode(bootloader, "boot loader", bank),
+        authenticode(uki, "UKI", bank),
     ]
-    return replay(digests)
+    if not secure_boot:
+        kernel = section_contents(uki, "UKI").get(".linux")
+        if kernel is None:
+            raise UsageError("no unified kernel image, it lacks .linux")
+        digests.append(authenticode(kernel, ".linux", bank))
+    return replay(digests, bank=bank)
+
+
+def pcr7(
+    enrolled: Mapping[str, bytes], *, bank: str = "sha256", secure_boot: bool = True,
+    authority: x509.Certificate | None = None,
+) -> bytes:  # fmt: skip
+    """PCR 7 with the keys of ``enrolled`` (PK, KEK, db, and perhaps dbx: .auth files); see ``pcr7_of_lists``."""
+    lists = {name: payload(data) for name, data in enrolled.items()}
+    return pcr7_of_lists(lists, bank=bank, secure_boot=secure_boot, authority=authority)
+
+
+def pcr7_of_lists(
+    lists: Mapping[str, bytes], *, bank: str = "sha256", secure_boot: bool = True,
+    authority: x509.Certificate | None = None,
+) -> bytes:  # fmt: skip
+    """PCR 7 with these values of PK, KEK, db and dbx; one that isn't named is empty.
+
+    Both images are signed by ``authority``, so it is measured once; None stands for db's only certificate. With
+    Secure Boot off no signer is measured. Raises UsageError if Secure Boot is on and the authority isn't in db,
+    or is in dbx: such firmware would start neither image.
+    """
+    if not lists.keys() <= VENDORS.keys():
+        raise UsageError(f"no Secure Boot variables: {', '.join(sorted(lists.keys() - VENDORS.keys()))}")
+    variables = [(EFI_GLOBAL, "SecureBoot", b"\x01" if secure_boot else b"\x00")]
+    variables += [(vendor, name, lists.get(name, b"")) for name, vendor in VENDORS.items()]
+    measured = [variable_data(*variable) for variable in variables] + [_SEPARATOR]
+    if secure_boot:
+        signer = _authority(lists, authority)
+        measured.append(variable_data(IMAGE_SECURITY_DATABASE, "db", signer.to_bytes()))
+    return replay((_hash(bank, data) for data in measured), bank=bank)
+
+
+def _authority(lists: Mapping[str, bytes], authority: x509.Certificate | None) -> Entry:
+    """The entry of db that lets the firmware start an image signed by ``authority``."""
+    for name in ("PK", "KEK", "db"):
+        if not lists.get(name):
+            raise UsageError(f"Secure Boot can't be on with an empty {name}")
+    entries = [entry for entry in parse_lists(lists["db"]) if entry.kind == X509]
+    if authority is None:
+        if len(entries) != 1:
+            raise UsageError(
+                "db doesn't hold exactly one certificate (none, or more than one certificate): the measured"
+                " signer can't be told from db alone"
+            )
+        found = entries
+    else:
+        wanted = authority.public_bytes(Encoding.DER)
+        found = [entry for entry in entries if entry.data == wanted]
+        if not found:
+            raise UsageError("the signer's certificate isn't in db: the firmware would refuse the image")
+    if found[0].data in {entry.data for entry in parse_lists(lists.get("dbx", b""))}:
+        raise UsageError("the signer's certificate is in dbx: the firmware would refuse the image")
+    return found[0]
 
 
 def variable_data(vendor: uuid.UUID, name: str, data: bytes) -> bytes:
@@ -133,25 +181,18 @@ def variable_data(vendor: uuid.UUID, name: str, data: bytes) -> bytes:
     return vendor.bytes_le + struct.pack("<QQ", len(name), len(data)) + name.encode("utf-16-le") + data
 
 
-def auth_payload(auth: bytes) -> bytes:
-    """The signature lists in a signed variable update: what follows EFI_VARIABLE_AUTHENTICATION_2."""
-    if len(auth) < 24:
-        raise UsageError("a Secure Boot variable is too short")
-    (length,) = struct.unpack_from("<I", auth, 16)
-    return auth[16 + length :]
-
-
-def signature_data(signature_list: bytes) -> bytes:
-    """The single EFI_SIGNATURE_DATA (owner and certificate) of an EFI_SIGNATURE_LIST.
-
-    Raises UsageError if the list holds more than one: then the signer would not be known from db alone.
-    """
-    size, header, each = struct.unpack_from("<III", signature_list, 16)
-    if size != len(signature_list) or 28 + header + each != size:
-        raise UsageError(
-            "db holds more than one certificate: the measured signer can't be told from db alone"
-        )
-    return signature_list[28 + header :]
+def signers(data: bytes, what: str) -> list[x509.Certificate]:
+    """All certificates in the Authenticode signatures of a PE image (WIN_CERTIFICATE, PKCS #7)."""
+    found: list[x509.Certificate] = []
+    for signature in signatures(data, what):
+        with warnings.catch_warnings():
+            # The signatures of others are not always strict DER.
+            warnings.simplefilter("ignore")
+            try:
+                found += pkcs7.load_der_pkcs7_certificates(signature)
+            except ValueError as error:
+                raise UsageError(f"{what}: a signature that can't be read: {error}") from error
+    return found
 
 
 def check_kernel_signer(uki: Uki, db: bytes) -> None:
@@ -161,61 +202,13 @@ def check_kernel_signer(uki: Uki, db: bytes) -> None:
     PCR 11 at zero; the initrd could then extend our own measurements and satisfy the policy of the state volume.
     (Debian's own signature on it does no harm: its certificate is not enrolled.)
     """
-    enrolled = signature_data(auth_payload(db))[16:]
+    enrolled = {entry.data for entry in parse_lists(payload(db))}
     for certificate in signers(uki.sections[".linux"], ".linux"):
-        if certificate.public_bytes(Encoding.DER) == enrolled:
+        if certificate.public_bytes(Encoding.DER) in enrolled:
             raise UsageError(
                 "the kernel inside the UKI is signed with the Secure Boot key",
                 hint="only the whole UKI may be signed: see image/scripts/ukify",
             )
-
-
-def signers(data: bytes, what: str) -> list[x509.Certificate]:
-    """All certificates in the Authenticode signatures of a PE image (WIN_CERTIFICATE, PKCS #7)."""
-    directory = _parse(data, what).OPTIONAL_HEADER.DATA_DIRECTORY[4]
-    table = data[directory.VirtualAddress : directory.VirtualAddress + directory.Size]
-    found: list[x509.Certificate] = []
-    while len(table) >= 8:
-        (length, _revision, kind) = struct.unpack_from("<IHH", table)
-        if not 8 <= length <= len(table) or kind != 2:
-            raise UsageError(f"{what}: a signature that can't be read")
-        with warnings.catch_warnings():
-            # The signatures of others are not always strict DER.
-            warnings.simplefilter("ignore")
-            try:
-                found += pkcs7.load_der_pkcs7_certificates(table[8:length])
-            except ValueError as error:
-                raise UsageError(f"{what}: a signature that can't be read: {error}") from error
-        table = table[length + -length % 8 :]
-    return found
-
-
-def authenticode(data: bytes, what: str) -> bytes:
-    """The SHA-256 Authenticode digest of a PE image, signed or not."""
-    image = _parse(data, what)
-    optional = image.OPTIONAL_HEADER
-    checksum = optional.get_file_offset() + 64
-    directory = image.OPTIONAL_HEADER.DATA_DIRECTORY[4]
-    entry = directory.get_file_offset()
-    header = data[:checksum] + data[checksum + 4 : entry] + data[entry + 8 : optional.SizeOfHeaders]
-    digest = hashlib.sha256(header)
-    hashed = optional.SizeOfHeaders
-    for section in sorted(image.sections, key=lambda item: int(item.PointerToRawData)):
-        start, size = section.PointerToRawData, section.SizeOfRawData
-        digest.update(data[start : start + size])
-        hashed += size
-    end = len(data) - directory.Size
-    if end > hashed:
-        digest.update(data[hashed:end])
-    digest.update(bytes(-end % 8))
-    return digest.digest()
-
-
-def _parse(data: bytes, what: str) -> pefile.PE:
-    try:
-        return pefile.PE(data=data, fast_load=True)
-    except pefile.PEFormatError as error:
-        raise UsageError(f"{what}: not a PE image: {error}") from error
 
 
 def find_partition(disk: Path, kind: uuid.UUID, what: str) -> tuple[int, int]:
@@ -269,16 +262,6 @@ def policy_pcr(pcr: int, value: bytes, *, bank: str = "sha256") -> bytes:
     selection[pcr // 8] |= 1 << pcr % 8
     command = struct.pack(">IIHB", 0x0000017F, 1, _BANKS[bank], 3) + bytes(selection)
     return _sha256(bytes(32) + command + _sha256(value))
-
-
-def pcr11_in_initrd(uki: Uki, bank: str) -> bytes:
-    """PCR 11 of any bank at the phase ``enter-initrd``."""
-    value = bytes(hashlib.new(bank).digest_size)
-    measured = [part for name in MEASURED_SECTIONS if name in uki.sections
-                for part in (name.encode() + b"\0", uki.sections[name])]  # fmt: skip
-    for data in [*measured, BootPhase.ENTER_INITRD.encode()]:
-        value = hashlib.new(bank, value + hashlib.new(bank, data).digest()).digest()
-    return value
 
 
 def check_pcr_signature(uki: Uki) -> None:

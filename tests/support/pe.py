@@ -15,6 +15,7 @@ _CHECKSUM = _OPTIONAL + 64
 _CERTIFICATES = _OPTIONAL + 112 + 4 * 8
 _ESP = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 _LINUX = uuid.UUID("0fc63daf-8483-4772-8e79-3d69d8477de4")
+_PKCS7 = uuid.UUID("4aafd29d-68df-49ee-8aa9-347d375665a7")
 MIB = 1 << 20
 
 
@@ -116,7 +117,7 @@ def make_auth(certificate: bytes, *, owner: bytes = bytes(range(16))) -> bytes:
     """A signed variable update (EFI_VARIABLE_AUTHENTICATION_2) with one certificate and no real signature."""
     signature = b"not a real signature"
     time_stamp = struct.pack("<HBBBBBBIhBB", 2026, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0)
-    wrapper = struct.pack("<IHH", 24 + len(signature), 0x0200, 0x0EF1) + bytes(16) + signature
+    wrapper = struct.pack("<IHH", 24 + len(signature), 0x0200, 0x0EF1) + _PKCS7.bytes_le + signature
     return time_stamp + wrapper + signature_list(owner + certificate)
 
 
