@@ -6,6 +6,12 @@ NodeosError
 │   ├── TpmLockoutError        too many wrong passwords (TPM_RC_LOCKOUT)
 │   ├── TpmPasswordError       a hierarchy has a password that we don't know
 │   ├── TpmPolicyError         the PCRs are not those that a key is bound to
+│   │   ├── TpmPcrError            a PCR has none of the values that the release is signed for
+│   │   ├── TpmRollbackError       the release is older than the machine's floor
+│   │   └── TpmSignatureError      no policy signature by the right key, or a wrong one
+│   ├── TpmFloorError          no rollback floor in the TPM, or something else in its place
+│   ├── TpmStorageRootError    another TPM than at sealing, or a cleared one
+│   ├── TpmSealedError         a sealed secret that is damaged
 │   ├── TpmKeyMissingError     no key at its handle
 │   ├── TpmKeyPasswordError    a signing key's password is wrong
 │   ├── TpmForeignKeyError     something else lies where our key belongs
@@ -51,6 +57,30 @@ class TpmKeyMissingError(TpmError):
 
 class TpmKeyPasswordError(TpmError):
     """The password of a signing key is wrong. Too many of these end in TpmLockoutError."""
+
+
+class TpmPcrError(TpmPolicyError):
+    """A PCR has none of the values that the release is signed for; the message says which."""
+
+
+class TpmRollbackError(TpmPolicyError):
+    """The release's security version is below the floor of this machine."""
+
+
+class TpmSignatureError(TpmPolicyError):
+    """The release has no policy signature by the key that the secret is bound to, or a wrong one."""
+
+
+class TpmFloorError(TpmError):
+    """There is no rollback floor in the TPM, or an index with other attributes in its place."""
+
+
+class TpmStorageRootError(TpmError):
+    """The storage root key is missing or not the enrolled one: another TPM, or a cleared one."""
+
+
+class TpmSealedError(TpmError):
+    """A sealed secret that is damaged, or has another policy than it should."""
 
 
 class TpmForeignKeyError(TpmError):

@@ -6,14 +6,18 @@ import hashlib
 from collections.abc import Sequence
 from types import TracebackType
 
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from hsm.errors import TpmError
-from hsm.tpm import attestation, endorsement
+from hsm.tpm import attestation, endorsement, floor, sealing, storage
 from hsm.tpm import pcrs as registers
 from hsm.tpm.connection import DEFAULT_TCTI, Connection
 from hsm.tpm.endorsement import EndorsementKey
 from hsm.tpm.nv import chain_certificates
+from hsm.tpm.sealing import SealedSecret
 from hsm.tpm.types import Endorsement, Quote, TpmIdentity
 from nodeos.core.errors import UsageError
+from nodeos.core.statepolicy import PolicySignatures
 
 _QUOTE_TRIES = 8
 
@@ -120,6 +124,40 @@ class Tpm:
     def measure(self, pcr: int, data: bytes) -> dict[str, bytes]:
         """Extend ``pcr`` with the hash of ``data`` in every active bank; returns the digests by bank."""
         return registers.measure(self._connection, pcr, data)
+
+    # The state volume. ``srk`` is the enrolled storage root key's TPMT_PUBLIC; None trusts the TPM at first sight.
+
+    def storage_root(self, owner_auth: bytes = b"") -> bytes:
+        """The storage root key's TPMT_PUBLIC. Makes the key and stores it at 0x81000001 if it isn't there."""
+        if self._connection.exists(storage.STORAGE_ROOT_HANDLE):
+            return storage.find(self._connection)[1]
+        return storage.ensure(self._connection, self._endorsement().handle, owner_auth)
+
+    def seal(
+        self, secret: bytes, policy_key: ec.EllipticCurvePublicKey, *, srk: bytes | None = None
+    ) -> SealedSecret:
+        """Seal at most 128 bytes to the policies that the P-256 key ``policy_key`` signs."""
+        return sealing.seal(self._connection, secret, policy_key, enrolled=srk)
+
+    def unseal(self, sealed: SealedSecret, signatures: PolicySignatures) -> bytes:
+        """The secret; see ``hsm.tpm.sealing.unseal`` for what can be wrong."""
+        return sealing.unseal(self._connection, sealed, signatures)
+
+    def define_floor(self, version: int, owner_auth: bytes = b"", *, srk: bytes | None = None) -> int:
+        """Make the rollback floor if it isn't there, at least at ``version``. Returns the floor."""
+        return floor.define(self._connection, version, owner_auth, enrolled=srk)
+
+    def read_floor(self, *, srk: bytes | None = None) -> int:
+        """The rollback floor: releases with a lower security version can't unseal."""
+        return floor.read(self._connection, enrolled=srk)
+
+    def raise_floor(self, version: int, *, srk: bytes | None = None) -> int:
+        """Raise the floor to ``version``, never lower it. Returns the floor."""
+        return floor.raise_to(self._connection, version, enrolled=srk)
+
+    def set_owner_auth(self, new: bytes, *, old: bytes = b"", srk: bytes | None = None) -> None:
+        """Give the owner hierarchy a random password of 16 to 32 bytes."""
+        storage.set_owner_auth(self._connection, new, old=old, enrolled=srk)
 
     def identity(self) -> TpmIdentity:
         """Manufacturer (four letters), model and firmware version, as the TPM reports them."""
