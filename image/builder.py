@@ -157,7 +157,9 @@ def prepare_trees(context: Context) -> None:
     for name, source in (("extra", "image/extra"), ("initrd-extra", "image/initrd/extra")):
         for path in sorted((context.config.source / source).rglob("*")):
             target = context.sandbox / name / path.relative_to(context.config.source / source)
-            if path.is_dir():
+            if path.is_symlink():
+                target.symlink_to(path.readlink())
+            elif path.is_dir():
                 target.mkdir(parents=True, exist_ok=True)
             else:
                 write_atomic(target, path.read_bytes(), mode=0o755 if path.stat().st_mode & 0o100 else 0o644)

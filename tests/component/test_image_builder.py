@@ -66,6 +66,7 @@ def test_what_goes_in_as_it_is_has_the_modes_that_git_knows(context: Context) ->
             path.write_text(top)
             path.chmod(mode)
             path.parent.chmod(0o700)
+        (text.parent / "link").symlink_to("text")
     umask = os.umask(0o022)
     try:
         builder.prepare_trees(context)
@@ -75,7 +76,9 @@ def test_what_goes_in_as_it_is_has_the_modes_that_git_knows(context: Context) ->
         modes = {
             str(path.relative_to(context.sandbox / name)): stat.S_IMODE(path.stat().st_mode)
             for path in (context.sandbox / name).rglob("*")
+            if not path.is_symlink()
         }
+        assert (context.sandbox / name / "etc/link").readlink() == Path("text")
         assert modes == {
             "usr": 0o755, "usr/bin": 0o755, "usr/bin/program": 0o755, "etc": 0o755, "etc/text": 0o644,
         }  # fmt: skip
