@@ -83,7 +83,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """The files of a finished build."""
+    """The files of a signed release."""
 
     directory: Path
     disk: Path
@@ -92,7 +92,7 @@ class Built:
 
     @classmethod
     def at(cls, directory: Path) -> Built:
-        """The build in ``directory``. Raises UsageError if there is none."""
+        """The release in ``directory``. Raises UsageError if there is none."""
         built = cls(
             directory=directory,
             disk=directory / "nodeos.raw",
@@ -101,7 +101,7 @@ class Built:
         )
         for path in (built.disk, built.uki, built.release):
             if not path.is_file():
-                raise UsageError(f"{path} is not there", hint="build it with `nodeos image build`")
+                raise UsageError(f"{path} is not there", hint="make it with `nodeos image sign`")
         return built
 
 
@@ -186,6 +186,7 @@ def prepare_trees(context: Context, keys: Mapping[str, bytes]) -> None:
     """
     source = context.config.source
     for name, top in (("extra", source / "image/extra"), ("initrd-extra", source / "image/initrd/extra")):
+        (context.sandbox / name).mkdir(parents=True, exist_ok=True)
         for path in sorted(top.rglob("*")):
             target = context.sandbox / name / path.relative_to(top)
             if path.is_symlink():
@@ -206,7 +207,7 @@ def build_initrd(context: Context) -> Path:
     One that was made from the very same inputs is used again, as mkosi would make the same bytes from its cache.
     """
     config = context.config
-    stamp = config.work / "cache" / f"initrd-{config.variant}.stamp"
+    stamp = config.work / "cache/initrd" / f"{config.variant}.stamp"
     key = initrd_key(context)
     found = find_initrd(context)
     if found and stamp.is_file() and stamp.read_text() == f"{key} {describe(found).sha256.hex()}":

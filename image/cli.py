@@ -56,7 +56,7 @@ def keygen(ctx: click.Context, directory: Path, variant: str) -> None:
 
 keys_option = click.option(
     "--keys", "keys_", type=click.Path(path_type=Path),
-    help="The folder with the public keys to build with, from `image keygen`. [default: WORK/keys, made if absent]",
+    help="Folder of the public keys to build with, from `image keygen`. [default: WORK/keys, made if absent]",
 )  # fmt: skip
 
 version_option = click.option(

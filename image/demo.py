@@ -156,8 +156,9 @@ def _run(context: Context, stack: ExitStack) -> None:
 def build_image(context: Context, step: Step) -> builder.Built:
     """Step 1. Keys are made once and kept: a new build is an update, not another product."""
     keys = keys_of(context.work, Variant.RELEASE)
-    config = builder.Config(source=context.source, work=context.work, keys=keys)
-    built = builder.build(config, context.steps.say)
+    config = builder.Config(source=context.source, work=context.work, keys=keys.directory)
+    builder.build(config, context.steps.say)
+    built = builder.Built.at(context.work / "image" / Variant.RELEASE / "release")
     release = Release.parse(built.release.read_bytes())
     size = release.artefacts[built.disk.name].size >> 20
     packages = builder.package_count(built.directory)

@@ -1,8 +1,8 @@
 """The public halves of the keys that a build needs: they are inside the image, and no private key is near.
 
 KEYS holds ``pcr.pub.pem`` (EC P-256, what the state volume's policy is signed by), ``site.pub.pem``,
-``release.pub.pem`` and ``verity.crt``. Each may hold several PEM blocks: while a key is being replaced, the present
-one and the next.
+``release.pub.pem`` and ``verity.crt``. Each may hold several PEM blocks: while a key is being replaced, the
+present one and the next.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def read_public_keys(directory: Path, variant: Variant) -> dict[str, bytes]:
     if missing:
         raise UsageError(
             f"public keys are missing in {directory}: {', '.join(missing)}",
-            hint=f"make keys with `nodeos image keygen --variant {variant} {directory}`, or copy the public halves",
+            hint=f"copy them there, or make keys with `nodeos image keygen --variant {variant} {directory}`",
         )
     marked = directory / "VARIANT"
     if marked.exists():
@@ -52,7 +52,11 @@ def _read(path: Path) -> bytes:
     data = read_file(path, "the public key", limit=1 << 16)
     blocks = list(_BLOCK.finditer(data))
     # Nothing between the blocks either: a private key in the wrong file would be published.
-    if not blocks or b"".join(block[0] for block in blocks) != data or {block[1] for block in blocks} != {label}:
+    if (
+        not blocks
+        or b"".join(block[0] for block in blocks) != data
+        or {block[1] for block in blocks} != {label}
+    ):
         raise UsageError(
             f"{path}: expected PEM blocks {label.decode()} and nothing else",
             hint="it goes into the image as it is",

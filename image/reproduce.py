@@ -124,9 +124,7 @@ def compare_ukis(first: Uki, second: Uki, *, tools: Path) -> tuple[Finding, ...]
         findings.append(Finding(code="uki.section", message=message))
         if name == ".initrd" and contents[0] is not None and contents[1] is not None:
             findings += compare_initrds(contents[0], contents[1], tools=tools)
-    return tuple(findings) or (
-        Finding(code="uki.layout", message=f"{UKI} differs, no section of it does"),
-    )
+    return tuple(findings) or (Finding(code="uki.layout", message=f"{UKI} differs, no section of it does"),)
 
 
 def compare_initrds(first: bytes, second: bytes, *, tools: Path) -> tuple[Finding, ...]:
@@ -190,7 +188,9 @@ def compare(first: Unsigned, second: Unsigned, *, tools: Path, scratch: Path) ->
         )
     elif VERITY in differ:
         findings.append(Finding(code="verity", message="the hash trees over equal roots differ"))
-    findings += [Finding(code="file", message=name) for name in sorted(differ - {PACKAGES, UKI, ROOT, VERITY})]
+    findings += [
+        Finding(code="file", message=name) for name in sorted(differ - {PACKAGES, UKI, ROOT, VERITY})
+    ]
     return tuple(findings)
 
 
@@ -217,7 +217,7 @@ def unpack_root(image: Path, target: Path, *, tools: Path) -> Path:
 
 
 def check_source(source: Path) -> str:
-    """The commit to build twice. Raises UsageError if the source isn't that of a commit: no clone would hold it."""
+    """The commit to build twice. Raises UsageError if the source differs from it: no clone would hold that."""
     commit = source_commit(source)
     if not commit.isalnum() or commit == "unknown":
         raise UsageError(

@@ -184,9 +184,7 @@ class Unsigned:
         for name, expected in sorted(build.artefacts.items()):
             file = directory / name
             if not file.is_file() or file.is_symlink():
-                raise UsageError(
-                    f"{file} is not there, as a file", hint="build it with `nodeos image build`"
-                )
+                raise UsageError(f"{file} is not there, as a file", hint="build it with `nodeos image build`")
             if describe(file) != expected:
                 raise UsageError(
                     f"{file} is not the file that was built: its size or SHA-256 differs from {BUILD}",
