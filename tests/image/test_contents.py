@@ -14,7 +14,7 @@ from image import cpio, pe
 from image.measure import Uki, pcr11, signers
 from image.unsigned import Rollback, Unsigned
 from nodeos.core.release import Variant
-from nodeos.core.run import run
+from nodeos.core.run import find_tool, run
 from tests.image.conftest import SOURCE, WORK, Image, build
 
 pytestmark = pytest.mark.image
@@ -41,12 +41,11 @@ def test_uki_holds_the_root_hash_and_the_policy_key_and_no_signature(release_ima
 
 def test_hash_tree_belongs_to_the_root(release_image: Image) -> None:
     built = release_image.built
-    loader, libraries = TOOLS / "usr/lib64/ld-linux-x86-64.so.2", TOOLS / "usr/lib/x86_64-linux-gnu"
-    program: list[str | Path] = [loader, "--library-path", libraries, TOOLS / "usr/sbin/veritysetup"]
+    program = find_tool("veritysetup", package="cryptsetup-bin")
     root_hash = built.build.root_hash.hex()
-    run([*program, "verify", built.root, built.verity, root_hash], what="verifying", timeout=300)
+    run([program, "verify", built.root, built.verity, root_hash], what="verifying", timeout=300)
     # So that it starts from disks of 512-byte and of 4096-byte sectors.
-    words = run([*program, "dump", built.verity], what="reading the hash tree's superblock").decode().split()
+    words = run([program, "dump", built.verity], what="reading the hash tree's superblock").decode().split()
     assert words.count("4096") == 2, words
 
 
