@@ -245,10 +245,10 @@ def initrd_key(context: Context) -> str:
     digest = hashlib.sha256(f"{config.variant} {source_date_epoch(config.source)} {context.mkosi}\0".encode())
     trees = (
         config.source / "image/initrd", context.sandbox / "initrd-extra", context.sandbox / "common",
-        context.sandbox / "extra/usr/lib/nodeos/no-shell",
+        context.sandbox / "extra/usr/lib/nodeos/no-shell", config.source / "image/packages.lock",
     )  # fmt: skip
     for tree in trees:
-        for path in [tree, *sorted(tree.rglob("*"))]:
+        for path in [tree, *sorted(tree.rglob("*"))] if tree.exists() else []:
             status = path.lstat()
             digest.update(f"{path.relative_to(tree)}\0{status.st_mode:o}\0".encode())
             if path.is_symlink():

@@ -285,6 +285,10 @@ def lose_output(context: Context) -> None:
     (context.config.work / "mkosi/initrd-release.cpio.zst").unlink()
 
 
+def lock_packages(context: Context) -> None:
+    (context.config.source / "image/packages.lock").write_text("other versions")
+
+
 def clear_cache(context: Context) -> None:
     shutil.rmtree(context.config.work / "cache/initrd")
 
@@ -296,7 +300,17 @@ def another_mkosi(context: Context) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [edit_file, change_mode, edit_no_shell, edit_output, lose_output, clear_cache, another_mkosi]
+    "change",
+    [
+        edit_file,
+        change_mode,
+        edit_no_shell,
+        edit_output,
+        lose_output,
+        lock_packages,
+        clear_cache,
+        another_mkosi,
+    ],
 )
 def test_initrd_is_made_anew_when_an_input_changes(
     change: Callable[[Context], None], context: Context, tmp_path: Path
