@@ -171,8 +171,10 @@ def test_no_unit_names_a_program_that_was_removed(release_image: Image) -> None:
         for line in path.read_text().splitlines():
             words = line.removeprefix("ExecStart=").lstrip("-+!@:|").split()
             if line.startswith("ExecStart=/") and words and not os.path.lexists(f"{root}{words[0]}"):
-                missing.append(f"{path.name}: {words[0]}")
-    assert missing == []
+                missing.append(path.name)
+    # Debian's own, each with a condition on that program.
+    assert set(missing) <= {"quotaon@.service", "quotaon-root.service", "systemd-quotacheck@.service",
+                            "systemd-quotacheck-root.service", "rc-local.service"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
