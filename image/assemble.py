@@ -97,7 +97,9 @@ def policy_key(uki: measure.Uki) -> bytes:
     section = uki.sections.get(".pcrpkey")
     if section is None:
         raise UsageError("the unified kernel image carries no PCR policy key", hint="build it again")
-    keys = parse_publics(section.rstrip(b"\0"), ".pcrpkey", hint="build it again with `nodeos image build --keys`")
+    keys = parse_publics(
+        section.rstrip(b"\0"), ".pcrpkey", hint="build it again with `nodeos image build --keys`"
+    )
     if len(keys) != 1:
         raise UsageError(f"the unified kernel image carries {len(keys)} PCR policy keys, not one")
     return keys[0]
@@ -125,7 +127,9 @@ def check_policy(
         if item.key != hashlib.sha256(key).digest():
             raise UsageError("a signature by another key than was asked for")
         if dict(item.pcrs) != pcrs or item.version != security_version:
-            raise UsageError("a signed policy with other PCRs or another security version than this release's")
+            raise UsageError(
+                "a signed policy with other PCRs or another security version than this release's"
+            )
         message = statepolicy.signed_message(statepolicy.approved_policy(pcrs, security_version))
         try:
             verify_signature(key, message, item.signature)
@@ -140,7 +144,9 @@ def key_id(der: bytes) -> bytes:
     return hashlib.sha256(der).digest()
 
 
-def policy_signature(key: bytes, pcrs: Mapping[int, bytes], version: int, signature: bytes) -> PolicySignature:
+def policy_signature(
+    key: bytes, pcrs: Mapping[int, bytes], version: int, signature: bytes
+) -> PolicySignature:
     return PolicySignature(key=hashlib.sha256(key).digest(), pcrs=pcrs, version=version, signature=signature)
 
 
@@ -187,7 +193,9 @@ def compose(unsigned: Unsigned, files: Mapping[str, bytes]) -> Composed:
     missing = sorted(set(NAMES) - set(release_dir.OPTIONAL) - {release_dir.SIGNATURE} - set(files))
     foreign = sorted(set(files) - set(NAMES))
     if missing or foreign:
-        words = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"holds {', '.join(foreign)}"] * bool(foreign)
+        words = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"holds {', '.join(foreign)}"] * bool(
+            foreign
+        )
         raise UsageError(f"{release_dir.SIGNATURES}: it {' and '.join(words)}")
     uki = check_build(unsigned)
     build = unsigned.build

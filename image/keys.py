@@ -158,7 +158,9 @@ class KeySet:
 
     def _check_halves(self, name: str, signer: Signer) -> None:
         if signer.public_key != self.public(name):
-            raise UsageError(f"{self.directory}: the private key {name} is not that of {self.public_file(name).name}")
+            raise UsageError(
+                f"{self.directory}: the private key {name} is not that of {self.public_file(name).name}"
+            )
 
     def missing(self, names: Collection[str] = NAMES) -> list[Path]:
         """The public halves that are not there."""
@@ -189,7 +191,9 @@ class KeySet:
         """The public half's file; while a rotation is under way that of the next key follows it."""
         following = self.next()
         own = read_file(self.public_file(name), f"the key {name}")
-        return own + (read_file(following.public_file(name), f"the key {name}") if following.has(name) else b"")
+        return own + (
+            read_file(following.public_file(name), f"the key {name}") if following.has(name) else b""
+        )
 
 
 def generate(
@@ -241,7 +245,9 @@ def make_keys(
     """Make the keys ``names``, or take those that ``identities`` names. Raises UsageError for an unknown name."""
     unknown = sorted((set(names) | set(identities)) - set(NAMES)) or sorted(set(identities) - set(names))
     if unknown:
-        raise UsageError(f"no such key is made here: {', '.join(unknown)}", hint=f"there are {', '.join(NAMES)}")
+        raise UsageError(
+            f"no such key is made here: {', '.join(unknown)}", hint=f"there are {', '.join(NAMES)}"
+        )
     for name in names:
         if name in identities:
             identity = load_identity(identities[name], accepted=ALGORITHMS[name])

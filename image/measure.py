@@ -189,7 +189,7 @@ class Predictions:
 
 
 def predict(
-    bootloader: bytes, uki: Uki, lists: Mapping[str, bytes], authority: x509.Certificate
+    bootloader: bytes, uki: Uki, lists: Mapping[str, bytes], authority: x509.Certificate | None
 ) -> Predictions:  # fmt: skip
     """The predictions for signed images, and the release's own Secure Boot variables (see ``pcr7_of_lists``)."""
     pcrs, phases, off = {}, {}, {}

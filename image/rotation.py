@@ -24,7 +24,11 @@ Move = tuple[Path, Path]
 
 
 def begin(
-    keys: KeySet, names: Sequence[str], *, identities: Mapping[str, Path] | None = None, pin: Pin | None = None
+    keys: KeySet,
+    names: Sequence[str],
+    *,
+    identities: Mapping[str, Path] | None = None,
+    pin: Pin | None = None,
 ) -> KeySet:
     """Make the next keys ``names`` in ``next/``. Raises UsageError if a rotation is under way, and for PK."""
     if keys.journal.exists():
@@ -51,7 +55,10 @@ def _again(keys: KeySet) -> str:
 
 
 def finish(keys: KeySet) -> list[str]:
-    """Retire the keys that ``next/`` replaces; returns their names. Raises UsageError if no rotation is under way."""
+    """Retire the keys that ``next/`` replaces; returns their names.
+
+    Raises UsageError if no rotation is under way.
+    """
     if not keys.journal.exists():
         moves = _plan(keys)
         listed = [[_relative(keys, source), _relative(keys, target)] for source, target in moves]
@@ -64,7 +71,9 @@ def finish(keys: KeySet) -> list[str]:
         following.rmdir()
     keys.journal.unlink()
     _sync(keys.directory)
-    return sorted({target.parent.name.rpartition("-")[0] for _, target in moves if target.parent != keys.directory})
+    return sorted(
+        {target.parent.name.rpartition("-")[0] for _, target in moves if target.parent != keys.directory}
+    )
 
 
 def _plan(keys: KeySet) -> list[Move]:
@@ -83,9 +92,9 @@ def _plan(keys: KeySet) -> list[Move]:
         moves += [(path, keys.path(path.name)) for path in following.files(name)]
     extra = set(following.directory.iterdir()) - {source for source, _ in moves}
     if extra:
+        words = ", ".join(sorted(path.name for path in extra))
         raise UsageError(
-            f"{following.directory} holds files that are no keys: {', '.join(sorted(path.name for path in extra))}",
-            hint="move them away",
+            f"{following.directory} holds files that are no keys: {words}", hint="move them away"
         )
     return moves
 
@@ -120,7 +129,8 @@ def _move(source: Path, target: Path) -> None:
         return
     if not source.exists():
         raise NodeosError(
-            f"neither {source} nor {target} is there", hint="the folder was changed by hand: bring the file back"
+            f"neither {source} nor {target} is there",
+            hint="the folder was changed by hand: bring the file back",
         )
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     source.rename(target)

@@ -1,7 +1,7 @@
 """Signs a release: makes detached signatures of an unsigned build, and attaches them.
 
-``sign`` needs the private keys, ``attach`` none: the one who holds the keys can hand over ``signatures/`` alone, and
-everybody who builds the same commit gets the same release with them.
+``sign`` needs the private keys, ``attach`` none: the one who holds the keys can hand over ``signatures/`` alone,
+and everybody who builds the same commit gets the same release with them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from hsm.keys import parse_publics
 from image import assemble, authenticode, measure, release_dir, secureboot, verity
 from image.assemble import compose
 from image.keys import KeySet, Pin
@@ -45,8 +46,8 @@ def sign(
 ) -> ReleaseDir:
     """Make the release ``out`` of a build, with ``out/signatures/``.
 
-    ``pcr7`` are further values of PCR 7 (see ``read_pcr7``). An earlier release in ``out`` is replaced once the new
-    one is whole. Raises UsageError; nothing is left of a release that could not be signed.
+    ``pcr7`` are further values of PCR 7 (see ``read_pcr7``). An earlier release in ``out`` is replaced once the
+    new one is whole. Raises UsageError; nothing is left of a release that could not be signed.
     """
     with _fresh(out) as fresh:
         signatures = fresh / release_dir.SIGNATURES
@@ -96,7 +97,7 @@ def _write(unsigned: Unsigned, signatures: Path, fresh: Path) -> None:
     if signature is None:
         raise UsageError(f"{release_dir.SIGNATURES}: it lacks {release_dir.SIGNATURE}")
     hint = "the signatures are of another build"
-    trusted = assemble.parse_publics(files[assemble.RELEASE_KEY], assemble.RELEASE_KEY, hint=hint)
+    trusted = parse_publics(files[assemble.RELEASE_KEY], assemble.RELEASE_KEY, hint=hint)
     check_signature(document, signature, trusted)
     for name in unsigned.build.artefacts:
         if name not in composed.files:

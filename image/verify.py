@@ -53,7 +53,7 @@ class _Findings:
 def verify(directory: Path, release_keys: Sequence[bytes], progress: Progress = lambda _: None) -> Release:
     """The manifest of a release that holds in every part; ``release_keys`` are the publisher's, in DER.
 
-    Raises RefusedError with every finding, and UsageError if there is no release or its manifest has no proper form.
+    Raises RefusedError with every finding, and UsageError if there is no release or its manifest can't be read.
     """
     manifest = read_file(directory / release_dir.MANIFEST, "the release manifest", limit=1 << 20)
     signature = read_file(directory / release_dir.SIGNATURE, "the release signature", limit=1 << 16)
@@ -92,7 +92,8 @@ def check_files(directory: Path, release: Release, findings: _Findings) -> None:
             findings.add("artefact.size", f"{name} has {found.size} bytes, expected {expected.size}")
         elif found.sha256 != expected.sha256:
             findings.add(
-                "artefact.sha256", f"{name} has SHA-256 {found.sha256.hex()}, expected {expected.sha256.hex()}"
+                "artefact.sha256",
+                f"{name} has SHA-256 {found.sha256.hex()}, expected {expected.sha256.hex()}",
             )
 
 
@@ -121,9 +122,13 @@ def check_content(directory: Path, release: Release, findings: _Findings) -> Non
     }
     for name, same in found_keys.items():
         if not same:
-            findings.add(f"keys.{name}", f"{release_dir.SIGNATURES} holds another {name} key than the manifest names")
+            findings.add(
+                f"keys.{name}", f"{release_dir.SIGNATURES} holds another {name} key than the manifest names"
+            )
     bootloader = read_file(directory / unsigned.BOOTLOADER, "the boot loader")
-    files = {path.name: path.read_bytes() for path in directory.iterdir() if path.name in release_dir.AUTH_FILES}
+    files = {
+        path.name: path.read_bytes() for path in directory.iterdir() if path.name in release_dir.AUTH_FILES
+    }
     with findings.check("signature.bootloader"):
         authenticode.verify(bootloader, db, unsigned.BOOTLOADER)
     with findings.check("signature.uki"):
@@ -132,8 +137,8 @@ def check_content(directory: Path, release: Release, findings: _Findings) -> Non
         measure.check_kernel_signer(uki, files["db.auth"])
     _check_root(directory, release, uki, verity_certificate, findings)
     _check_policy(release, uki, pcr_keys, findings)
-    _check_measurements(release, bootloader, uki, files, db, findings)
-    _check_detached(directory, release, uki, bootloader, files, detached, findings)
+    _check_measurements(release, bootloader, uki, files, db=db, findings=findings)
+    _check_detached(directory, release, uki, bootloader, files=files, detached=detached, findings=findings)
 
 
 def _check_root(
@@ -155,9 +160,7 @@ def _check_root(
         verity.check_signature(parsed.signature, release.root_hash, certificate)
 
 
-def _check_policy(
-    release: Release, uki: measure.Uki, keys: Sequence[bytes], findings: _Findings
-) -> None:
+def _check_policy(release: Release, uki: measure.Uki, keys: Sequence[bytes], findings: _Findings) -> None:
     with findings.check("policy.key"):
         if assemble.policy_key(uki) != keys[-1]:
             raise UsageError("the image seals to another key than the one that its policies are signed with")
@@ -170,7 +173,7 @@ def _check_policy(
 
 
 def _check_measurements(
-    release: Release, bootloader: bytes, uki: measure.Uki, files: dict[str, bytes], db: x509.Certificate,
+    release: Release, bootloader: bytes, uki: measure.Uki, files: dict[str, bytes], *, db: x509.Certificate,
     findings: _Findings,
 ) -> None:  # fmt: skip
     try:
@@ -192,7 +195,7 @@ def _check_measurements(
 
 
 def _check_detached(
-    directory: Path, release: Release, uki: measure.Uki, bootloader: bytes, files: dict[str, bytes],
+    directory: Path, release: Release, uki: measure.Uki, bootloader: bytes, *, files: dict[str, bytes],
     detached: dict[str, bytes], findings: _Findings,
 ) -> None:  # fmt: skip
     """``signatures/`` holds what is attached: no byte of the folder is left unchecked."""
@@ -208,4 +211,6 @@ def _check_detached(
         expected[assemble.ROOT_SIGNATURE] = verity.RootHashSignature.parse(data).signature
     for name in sorted(expected.keys() | detached.keys() & set(release_dir.AUTH_FILES)):
         if detached.get(name) != expected.get(name):
-            findings.add("signatures.differ", f"{release_dir.SIGNATURES}/{name} is not what is in the release")
+            findings.add(
+                "signatures.differ", f"{release_dir.SIGNATURES}/{name} is not what is in the release"
+            )

@@ -1,9 +1,10 @@
 """The dm-verity hash tree of the root file system, and the signature of its root hash.
 
-Format: as ``veritysetup format`` writes it (cryptsetup, "DM-Verity on-disk specification", version 1): a superblock
-of 512 bytes in the first 4096, then the tree, its top level first. Hash type 1 (SHA-256 of salt and block), 4096
-bytes a block. The signature file is that of systemd's verity signature partitions (Discoverable Partitions
-Specification): JSON with a detached PKCS #7 signature over the root hash in hex. Every refusal is a UsageError.
+Format: as ``veritysetup format`` writes it (cryptsetup, "DM-Verity on-disk specification", version 1): a
+superblock of 512 bytes in the first 4096, then the tree, its top level first. Hash type 1 (SHA-256 of salt and
+block), 4096 bytes a block. The signature file is that of systemd's verity signature partitions (Discoverable
+Partitions Specification): JSON with a detached PKCS #7 signature over the root hash in hex. Every refusal is a
+UsageError.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class Superblock:
         _, _, _, uuid, _, _, _, blocks, salt_size, _, salt, _ = _SUPERBLOCK.unpack_from(block)
         found = cls(uuid=uuid, blocks=blocks, salt=salt[: min(salt_size, 256)])
         if found.to_bytes() != block:
-            raise UsageError(f"{what}: not of the one form that is used (version 1, sha256, 4096 bytes a block)")
+            raise UsageError(
+                f"{what}: not of the one form that is used (version 1, sha256, 4096 bytes a block)"
+            )
         return found
 
 
@@ -93,7 +96,9 @@ def check(root: Path, verity: Path, root_hash: bytes) -> None:
     data = verity.read_bytes()
     superblock = Superblock.parse(data[:BLOCK], verity.name)
     if superblock.blocks * BLOCK != root.stat().st_size:
-        raise UsageError(f"{verity.name} is for {superblock.blocks} blocks of {BLOCK} bytes, not for {root.name}")
+        raise UsageError(
+            f"{verity.name} is for {superblock.blocks} blocks of {BLOCK} bytes, not for {root.name}"
+        )
     found, tree = hash_tree(root, superblock.salt)
     if found != root_hash:
         raise UsageError(f"{root.name} has the root hash {found.hex()}, expected {root_hash.hex()}")

@@ -139,8 +139,9 @@ def test_halves_that_do_not_belong_together(made: KeySet, tmp_path: Path) -> Non
     keys = KeySet(directory=tmp_path)
     make_keys(keys, ["site"], identities={}, pin=None)
     keys.public_file("site").write_bytes(made.public_file("site").read_bytes())
-    with pytest.raises(UsageError, match=r"the private key site is not that of site\.pub\.pem"), keys.signer(
-        "site", no_pin
+    with (
+        pytest.raises(UsageError, match=r"the private key site is not that of site\.pub\.pem"),
+        keys.signer("site", no_pin),
     ):
         pass
 
@@ -230,5 +231,5 @@ def test_rotations_that_are_refused(small: KeySet) -> None:
     with pytest.raises(UsageError, match="leads out"):
         rotation.finish(small)
     small.journal.write_text(json.dumps({"moves": [["x", "y"]]}))
-    with pytest.raises(NodeosError, match="neither .* is there"):
+    with pytest.raises(NodeosError, match=r"neither .* is there"):
         rotation.finish(small)

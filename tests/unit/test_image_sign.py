@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from image import assemble, authenticode, efivars, measure, pe, rotation, secureboot
 from image.keys import KeySet, generate
@@ -17,6 +18,7 @@ from image.unsigned import Unsigned
 from nodeos.core.errors import RefusedError, UsageError
 from nodeos.core.release import AcceptedPcr7, Variant, check_signature
 from nodeos.core.statepolicy import PolicySignatures
+from nodeos.core.wire import canonical_json
 from tests.support.unsigned_build import BOOTLOADER, EPOCH, KERNEL, make_unsigned
 
 
@@ -130,13 +132,13 @@ def wrong_policy(data: bytes) -> bytes:
 def accepted_more(data: bytes) -> bytes:
     value = json.loads(data)
     value["accepted"].append({"name": "mine", "sha256": "11" * 32, "sha384": "11" * 48})
-    return assemble.canonical_json(value)
+    return canonical_json(value)
 
 
 def accepted_other(data: bytes) -> bytes:
     value = json.loads(data)
     value["accepted"][0]["sha256"] = "11" * 32
-    return assemble.canonical_json(value)
+    return canonical_json(value)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def accepted_other(data: bytes) -> bytes:
         ("release.pub.pem", lambda _: b"no key", r"signatures/release\.pub\.pem: not public keys"),
     ],
 )
-def test_a_wrong_detached_signature_is_named(
+def test_a_wrong_detached_signature_is_named(  # noqa: PLR0917
     name: str, change: Callable[[bytes], bytes], words: str, keys: KeySet, build: Unsigned, tmp_path: Path
 ) -> None:
     signatures = sign(build, keys, tmp_path / "release", pin=no_pin).signatures
@@ -250,8 +252,13 @@ def test_builds_that_are_not_signed(keys: KeySet, tmp_path: Path) -> None:
 
     root = (make() / "root.raw").read_bytes()
     refused(changed("root.raw", flipped(root)), "has the root hash")
-    refused(changed("verity.raw", flipped((make() / "verity.raw").read_bytes())), "superblock|is not the hash tree")
-    refused(changed("boot.efi", pe.attach_signature(BOOTLOADER, b"signature")), r"boot\.efi is signed already")
+    refused(
+        changed("verity.raw", flipped((make() / "verity.raw").read_bytes())),
+        "superblock|is not the hash tree",
+    )
+    refused(
+        changed("boot.efi", pe.attach_signature(BOOTLOADER, b"signature")), r"boot\.efi is signed already"
+    )
     directory = make()
     (directory / "root.raw").write_bytes(flipped(root))
     refused(directory, r"root\.raw is not the file")
@@ -336,8 +343,8 @@ def test_rotation_of_keys_over_two_updates(keys: KeySet, tmp_path: Path) -> None
     assert isinstance(update_2["enrolled"], dict)
     db = [entry.data for entry in efivars.parse_lists(efivars.payload(update_2["enrolled"]["db"]))]
     dbx = [entry.data for entry in efivars.parse_lists(efivars.payload(update_2["enrolled"]["dbx"]))]
-    assert db == [keys.certificate("db").public_bytes(assemble.Encoding.DER)]
-    assert dbx == [old_db.public_bytes(assemble.Encoding.DER)]
+    assert db == [keys.certificate("db").public_bytes(Encoding.DER)]
+    assert dbx == [old_db.public_bytes(Encoding.DER)]
     done = machine(first["enrolled"], update_1["enrolled"], update_2["enrolled"])
     for held in (
         after, done, machine(update_2["enrolled"]), {**after, "db": done["db"]},

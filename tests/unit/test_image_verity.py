@@ -1,4 +1,4 @@
-"""The hash tree is veritysetup's, its signature openssl's; each refusal by a change that breaks just that check."""
+"""The hash tree is veritysetup's and openssl takes its signature; each refusal breaks just one check."""
 
 from __future__ import annotations
 
