@@ -34,8 +34,8 @@ from nodeos.core.statepolicy import PolicySignatures
 from tests.support.unsigned_build import EPOCH, KERNEL, make_unsigned
 
 
-def no_pin() -> str:
-    raise AssertionError("no PIN is needed")
+def no_pin(name: str) -> str:
+    raise AssertionError(f"no PIN is needed for {name}")
 
 
 @pytest.fixture(scope="module")
