@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from image import signing_cli
 from nodeos import __version__
 from nodeos.cli import emit, wants_json
 from nodeos.core.files import read_file
@@ -23,8 +24,10 @@ SOURCE = Path(__file__).resolve().parent.parent
 
 @click.group()
 def commands() -> None:
-    """Build, measure and boot the node image."""
+    """Build, sign, verify and boot the node image."""
 
+
+signing_cli.register(commands)
 
 work_option = click.option(
     "--work", type=click.Path(path_type=Path), default=SOURCE / "build", show_default="build",
@@ -35,23 +38,6 @@ variant_option = click.option(
     "--variant", type=click.Choice([str(item) for item in Variant]), default=str(Variant.RELEASE),
     show_default=True, help="release, or debug with a root shell on the console.",
 )  # fmt: skip
-
-
-@commands.command()
-@click.argument("directory", type=click.Path(path_type=Path))
-@variant_option
-@click.pass_context
-def keygen(ctx: click.Context, directory: Path, variant: str) -> None:
-    """Make the keys of a build in DIRECTORY: Secure Boot, verity, PCR policy, site.
-
-    Keys that are there already are never overwritten. A debug image has keys of its own: signed like a release it
-    could open the state of a node.
-    """
-    from image import keys
-
-    made = keys.generate(directory, Variant(variant))
-    files = sorted(path.name for path in made.directory.iterdir())
-    emit(ctx, {"directory": str(directory), "files": files}, f"{directory}: {', '.join(files)}")
 
 
 keys_option = click.option(
@@ -230,7 +216,9 @@ def _describe(release: Release) -> str:
         f"root hash  {release.root_hash.hex()}",
         *(f"{name:<10} {item.size:>11} bytes  sha256 {item.sha256.hex()}"
           for name, item in sorted(release.artefacts.items())),
-        *(f"PCR {index:<6} {value.hex()}" for index, value in sorted(release.pcrs.items())),
-        *(f"PCR 11     {value.hex()}  after {phase}" for phase, value in release.pcr11.items()),
+        f"floor      security version {release.security_version}, rollback floor {release.rollback_floor}",
+        *(f"PCR {index:<6} {value.hex()}" for index, value in sorted(release.pcrs["sha256"].items())),
+        *(f"PCR 11     {value.hex()}  after {phase}" for phase, value in release.pcr11["sha256"].items()),
+        *(f"accepts    {item.sha256.hex()}  as PCR 7: {item.name}" for item in release.accepted_pcr7),
     ]  # fmt: skip
     return "\n".join(lines)
