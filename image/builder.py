@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from image import apt, measure, mkosi, wheels
+from image import measure, mkosi, packages, sbom, wheels
 from image.keys import BuildKeys
 from nodeos import __version__
 from nodeos.core.errors import NodeosError, ToolError, UsageError
@@ -38,6 +38,10 @@ class Config:
     keys: BuildKeys
     variant: Variant = Variant.RELEASE
     version: str = __version__
+    # Debian packages: see image.packages.select. ``pool`` also holds the wheels.
+    packages: packages.Policy = packages.Policy.LOCKED
+    pool: Path | None = None
+    snapshot: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +51,7 @@ class Context:
     config: Config
     mkosi: list[str]
     progress: Progress
+    selection: packages.Selection
 
     @property
     def output(self) -> Path:
@@ -89,10 +94,15 @@ def build(config: Config, progress: Progress) -> Built:
     """Build the image. Can be interrupted and run again; caches make the next run short."""
     config.keys.require(config.variant)
     check_host(config)
-    progress("tools: mkosi")
-    context = Context(config=config, mkosi=mkosi.command(config.work / "tools"), progress=progress)
+    progress("packages: Debian")
+    selection = packages.select(
+        config.source, config.work, config.variant,
+        policy=config.packages, pool_=config.pool, snapshot=config.snapshot, progress=progress,
+    )  # fmt: skip
+    command = mkosi.command(config.work / "tools", selection.mkosi)
+    context = Context(config=config, mkosi=command, progress=progress, selection=selection)
     progress("packages: Python wheels")
-    packages = wheels.fetch(config.source / "image/locks", config.work / "wheels")
+    python = wheels.fetch(config.source / "image/locks", (config.pool or config.work) / "wheels")
     context.log.unlink(missing_ok=True)
     # What the build's scripts make has the modes that stand in them, whoever starts the build.
     umask = os.umask(0o022)
@@ -103,7 +113,7 @@ def build(config: Config, progress: Progress) -> Built:
         initrd = build_initrd(context)
         prepare_ukify(context)
         progress("image: root, verity, unified kernel image")
-        build_image(context, initrd, packages)
+        build_image(context, initrd, python)
     finally:
         os.umask(umask)
         # It holds a copy of the PCR key.
@@ -135,8 +145,7 @@ def prepare_sandbox(context: Context) -> None:
     """
     tree = context.sandbox
     shutil.rmtree(tree, ignore_errors=True)
-    sources = apt.sources(apt.host_archives()).encode()
-    write_atomic(tree / "common/etc/apt/sources.list.d/mkosi.sources", sources)
+    write_atomic(tree / "common/etc/apt/sources.list.d/mkosi.sources", context.selection.sources)
     keys = context.config.keys
     private = tree / "image"
     for name in (keys.pcr_key, keys.pcr_public_key):
@@ -179,6 +188,7 @@ def build_initrd(context: Context) -> Path:
     config = context.config
     no_shell = context.sandbox / "extra/usr/lib/nodeos/no-shell"
     options = [
+        "--manifest-format=json",
         f"--environment=VARIANT={config.variant}",
         f"--extra-tree={context.sandbox / 'initrd-extra'}:/",
         f"--extra-tree={no_shell}:/usr/lib/nodeos/no-shell",
@@ -190,7 +200,7 @@ def build_initrd(context: Context) -> Path:
     return max(found, key=lambda path: (path.resolve() == path, path.stat().st_size))
 
 
-def build_image(context: Context, initrd: Path, packages: Path) -> None:
+def build_image(context: Context, initrd: Path, python: Path) -> None:
     """Make the disk image and the UKI."""
     config = context.config
     keys = config.keys
@@ -204,7 +214,7 @@ def build_image(context: Context, initrd: Path, packages: Path) -> None:
         f"--secure-boot-certificate={keys.secure_boot_certificate}",
         f"--verity-key={keys.verity_key}",
         f"--verity-certificate={keys.verity_certificate}",
-        f"--build-sources={packages}:wheels",
+        f"--build-sources={python}:wheels",
         f"--extra-tree={context.sandbox / 'extra'}:/",
         f"--extra-tree={keys.site_public_key}:/usr/lib/nodeos/site.pub.pem",
         f"--build-directory={config.work / 'mkosi.build'}",
@@ -247,7 +257,8 @@ def run_mkosi(context: Context, directory: Path, options: Sequence[str], *, cach
             "Temporary failure resolving": "no network to the package mirror: check it and run it again",
             "Could not connect": "no network to the package mirror: check it and run it again",
             "Failed to fetch": "the package mirror refused or lacks a file: check /etc/apt and run it again",
-            "Unable to locate package": "the mirror has no trixie, or an old list: check /etc/apt",
+            "Unable to locate package": "it is not in image/packages.lock, or the mirror has no trixie: "
+            "`nodeos image lock` makes the lock anew",
         }
         hint = next(
             (text for sign, text in hints.items() if sign in words), f"the whole log is {context.log}"
@@ -282,8 +293,9 @@ def finish(context: Context) -> Built:
     fresh = context.output.with_suffix(".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    for source, name in (("nodeos.raw", "nodeos.raw"), ("nodeos.efi", "nodeos.efi"),
-                         ("nodeos.manifest", "packages.json")):  # fmt: skip
+    outcome = packages.check(context.selection, config.work)
+    listed = packages.manifest(context.selection, config.work, outcome)
+    for source, name in (("nodeos.raw", "nodeos.raw"), ("nodeos.efi", "nodeos.efi")):
         path = made / source
         if not path.exists():
             raise ToolError(f"mkosi made no {source}", hint=f"see {context.log}")
@@ -296,12 +308,25 @@ def finish(context: Context) -> Built:
         for name in ("PK", "KEK", "db")
     }
     measure.check_kernel_signer(uki, enrolled["db"])
+    write_atomic(fresh / "packages.json", listed)
+    write_atomic(
+        fresh / "sbom.spdx.json",
+        sbom.make(
+            listed,
+            (config.source / "image/locks/node.txt").read_text(),
+            version=config.version,
+            created=source_date_epoch(config.source),
+            root_hash=uki.root_hash,
+            commit=source_commit(config.source),
+        ),
+    )
+    names = ("nodeos.raw", "nodeos.efi", "packages.json", "sbom.spdx.json")
     release = Release(
         version=config.version,
         variant=config.variant,
         root_hash=uki.root_hash,
         kernel_command_line=uki.command_line,
-        artefacts={name: describe(fresh / name) for name in ("nodeos.raw", "nodeos.efi", "packages.json")},
+        artefacts={name: describe(fresh / name) for name in names},
         pcrs={4: measure.pcr4(bootloader, uki.data), 7: measure.pcr7(enrolled)},
         pcr11=measure.pcr11(uki),
         source_commit=source_commit(config.source),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from image import lock_cli
 from nodeos import __version__
 from nodeos.cli import emit, wants_json
 from nodeos.core.files import read_file
@@ -19,6 +20,9 @@ SOURCE = Path(__file__).resolve().parent.parent
 def commands() -> None:
     """Build, measure and boot the node image."""
 
+
+commands.add_command(lock_cli.lock)
+commands.add_command(lock_cli.pool)
 
 work_option = click.option(
     "--work", type=click.Path(path_type=Path), default=SOURCE / "build", show_default="build",
@@ -56,17 +60,38 @@ def keygen(ctx: click.Context, directory: Path, variant: str) -> None:
 )  # fmt: skip
 @variant_option
 @click.option("--version", default=__version__, show_default=True, help="The version of the release.")
+@click.option(
+    "--pool", type=click.Path(path_type=Path),
+    help="Take all packages from this folder, of `image pool fetch`; needs no network.",
+)  # fmt: skip
+@click.option(
+    "--allow-drift", is_flag=True,
+    help="Use the mirror's packages if the locked ones can't be had. packages.json tells of it.",
+)  # fmt: skip
+@lock_cli.snapshot_option
 @click.pass_context
-def build(ctx: click.Context, work: Path, keys_: Path | None, variant: str, version: str) -> None:
-    """Build the image. Needs root and a Debian package mirror; the first build takes some minutes."""
+def build(  # noqa: PLR0917 - click calls it by keyword
+    ctx: click.Context, work: Path, keys_: Path | None, variant: str, version: str, pool: Path | None,
+    allow_drift: bool, snapshot: str | None,
+) -> None:  # fmt: skip
+    """Build the image from the locked packages. Needs root; the first build takes some minutes.
+
+    The packages come from the mirror in /etc/apt, a snapshot service, or a pool. One that can't be had with the
+    locked SHA-256 ends the build with the list of what drifted.
+    """
     from image import builder
+    from image.packages import Policy
     from image.keys import BuildKeys, keys_of
     from image.steps import Steps
 
     work = work.absolute()
     keys = BuildKeys(directory=keys_.absolute()) if keys_ else keys_of(work, Variant(variant))
     steps = Steps(1, as_json=wants_json(ctx))
-    config = builder.Config(source=SOURCE, work=work, keys=keys, variant=Variant(variant), version=version)
+    config = builder.Config(
+        source=SOURCE, work=work, keys=keys, variant=Variant(variant), version=version,
+        packages=Policy.ALLOW_DRIFT if allow_drift else Policy.LOCKED,
+        pool=pool.absolute() if pool else None, snapshot=snapshot,
+    )  # fmt: skip
     with steps.step(f"Build the {variant} image") as step:
         built = builder.build(config, steps.say)
         release = Release.parse(built.release.read_bytes())
