@@ -293,8 +293,7 @@ def finish(context: Context) -> Built:
     fresh = context.output.with_suffix(".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    outcome = packages.check(context.selection, config.work)
-    listed = packages.manifest(context.selection, config.work, outcome)
+    listed = packages.report(context.selection, config.work)
     for source, name in (("nodeos.raw", "nodeos.raw"), ("nodeos.efi", "nodeos.efi")):
         path = made / source
         if not path.exists():

@@ -80,8 +80,8 @@ def build(  # noqa: PLR0917 - click calls it by keyword
     locked SHA-256 ends the build with the list of what drifted.
     """
     from image import builder
-    from image.packages import Policy
     from image.keys import BuildKeys, keys_of
+    from image.packages import Policy
     from image.steps import Steps
 
     work = work.absolute()

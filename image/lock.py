@@ -283,7 +283,7 @@ def parse_status(text: str) -> frozenset[Package]:
         state = fields.get("Status", "").split()
         if state[-1:] in (["not-installed"], ["config-files"]):
             continue
-        if state != ["install", "ok", "installed"] and state != ["hold", "ok", "installed"]:
+        if state not in (["install", "ok", "installed"], ["hold", "ok", "installed"]):
             raise ParseError(f"dpkg's status: {fields.get('Package')} is {' '.join(state) or 'in no state'}")
         packages.add(_package(fields, "dpkg's status"))
     return frozenset(packages)

@@ -16,27 +16,20 @@ snapshot_option = click.option(
 )  # fmt: skip
 
 
-def work_option(default: str) -> object:
-    """``--work``, with what it is for."""
-    return click.option(
-        "--work",
-        type=click.Path(path_type=Path),
-        default=SOURCE / "build",
-        show_default="build",
-        help=default,
-    )
-
-
 @click.command()
-@work_option("Where caches go. The builds are made below WORK/lock.")  # type: ignore[arg-type]
+@click.option(
+    "--work", type=click.Path(path_type=Path), default=SOURCE / "build", show_default="build",
+    help="Where caches go. The builds are made below WORK/lock.",
+)  # fmt: skip
 @click.option("--check", is_flag=True, help="Change nothing; exit code 3 if the mirror has other versions.")
 @click.option("--from-build", is_flag=True, help="Don't build: take what the last run of this command built.")
 @click.pass_context
 def lock(ctx: click.Context, work: Path, check: bool, from_build: bool) -> None:
     """Write image/packages.lock: every Debian package that is in the image or makes it.
 
-    Builds the release and the debug image from the mirror's newest packages, with cold caches, and writes down what
-    was installed: name, version, architecture, SHA-256, size, suite and path. Takes as long as two first builds.
+    Builds the release and the debug image from the mirror's newest packages, with cold caches, and writes down
+    what was installed: name, version, architecture, SHA-256, size, suite and path. Takes as long as two first
+    builds.
     """
     from image import builder, packages
     from image.keys import keys_of

@@ -264,6 +264,11 @@ def manifest(selection: Selection, work: Path, outcome: Outcome) -> bytes:
     return canonical_json(value)
 
 
+def report(selection: Selection, work: Path) -> bytes:
+    """Check what the last build in ``work`` installed, and make its ``packages.json``."""
+    return manifest(selection, work, check(selection, work))
+
+
 def _in_image(path: Path) -> list[Package]:
     if not path.exists():
         raise ToolError(f"mkosi made no {path.name}", hint="ManifestFormat= must be json for both images")

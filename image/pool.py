@@ -32,7 +32,9 @@ Progress = Callable[[str], None]
 class Origin(Protocol):
     """Where package files come from. What it brings need not be right: the pool checks it."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """How people call it, within a sentence."""
 
     def bring(self, wanted: Sequence[Locked], directory: Path) -> None:
         """Put what it has of ``wanted`` into ``directory`` under ``file_name``."""

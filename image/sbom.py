@@ -152,8 +152,8 @@ def parse_wheels(text: str) -> list[tuple[str, str, tuple[str, ...]]]:
     Names are normalised (PEP 503).
     """
     found = []
-    for line in re.sub(r"\\\n", " ", text).splitlines():
-        line = line.partition(" #")[0].strip()
+    for raw in re.sub(r"\\\n", " ", text).splitlines():
+        line = raw.partition(" #")[0].strip()
         if not line or line.startswith("#"):
             continue
         match = re.match(r"([A-Za-z0-9._-]+)==([^\s;]+)", line)

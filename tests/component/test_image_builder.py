@@ -21,9 +21,12 @@ from cryptography.hazmat.primitives.serialization.pkcs7 import PKCS7SignatureBui
 from image import apt, builder, measure
 from image.builder import Built, Config, Context
 from image.keys import BuildKeys, generate
+from image.lock import Role
+from image.packages import Selection
 from nodeos.core.errors import NodeosError, ToolError, UsageError
 from nodeos.core.release import BootPhase, Release, Variant
 from nodeos.core.run import run
+from tests.support.packages import make_trees
 from tests.support.pe import make_auth, make_disk, make_pe, sign_pe
 
 ROOT_HASH = "5a" * 32
@@ -42,10 +45,17 @@ def context(tmp_path: Path, keys: BuildKeys, monkeypatch: pytest.MonkeyPatch) ->
         apt.Archive(uri="http://mirror.example.org/debian", security=False),
         apt.Archive(uri="http://mirror.example.org/debian-security", security=True),
     ]
-    monkeypatch.setattr(apt, "host_archives", lambda: archives)
     config = Config(source=tmp_path / "source", work=tmp_path / "work", keys=keys, version="1.2.3")
     config.source.mkdir()
-    return Context(config=config, mkosi=["/absent/mkosi"], progress=lambda _: None)
+    selection = Selection(
+        lock=None,
+        variant=Variant.RELEASE,
+        locked=False,
+        reasons=(),
+        sources=apt.sources(archives).encode(),
+        mkosi=None,
+    )
+    return Context(config=config, mkosi=["/absent/mkosi"], progress=lambda _: None, selection=selection)
 
 
 def test_missing_key_ends_the_build_before_anything_is_made(context: Context, tmp_path: Path) -> None:
@@ -230,7 +240,10 @@ def make_outputs(
     make_disk(made / "nodeos_1.2.3.raw", files)
     (made / "nodeos.raw").unlink(missing_ok=True)
     (made / "nodeos.raw").symlink_to("nodeos_1.2.3.raw")
-    (made / "nodeos.manifest").write_text(json.dumps({"packages": [{"name": "a"}, {"name": "b"}]}))
+    make_trees(context.config.work, Variant.RELEASE, {Role.ROOT: ["a", "b"], Role.INITRD: ["a"]})
+    locks = context.config.source / "image/locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    (locks / "node.txt").write_text("")
     return {"uki": uki, **files}
 
 
@@ -242,7 +255,7 @@ def test_finish(context: Context) -> None:
     release = Release.parse(built.release.read_bytes())
     assert (release.version, release.variant, release.source_commit) == ("1.2.3", Variant.RELEASE, "unknown")
     assert release.root_hash.hex() == ROOT_HASH
-    assert set(release.artefacts) == {"nodeos.raw", "nodeos.efi", "packages.json"}
+    assert set(release.artefacts) == {"nodeos.raw", "nodeos.efi", "packages.json", "sbom.spdx.json"}
     for name, artefact in release.artefacts.items():
         data = (built.directory / name).read_bytes()
         assert (artefact.size, artefact.sha256) == (len(data), hashlib.sha256(data).digest())
