@@ -49,6 +49,7 @@ def command(directory: Path, package: Path | None = None) -> list[str]:
             )
         fresh = unpacked.with_suffix(".new")
         shutil.rmtree(fresh, ignore_errors=True)
+        directory.mkdir(parents=True, exist_ok=True)
         run([find_tool("dpkg-deb", package="dpkg"), "-x", fetched, fresh], what=f"unpacking {fetched.name}")
         fresh.rename(unpacked)
     # mkosi itself is pure Python; the tools that it runs come from its trixie tools tree, not from the host.

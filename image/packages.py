@@ -249,7 +249,7 @@ def manifest(selection: Selection, work: Path, outcome: Outcome) -> bytes:
         "version": 1,
         "locked": selection.locked,
         "lock": selection.lock.digest if selection.lock else None,
-        "drift": [item.words for item in outcome.drift],
+        "drift": sorted({*selection.reasons, *(item.words for item in outcome.drift)}),
         "packages": [
             {
                 "name": package.name,
@@ -288,6 +288,12 @@ def require_locked(manifest_: bytes) -> None:
             tuple(Finding(code="packages.drift", message=str(word)) for word in words),
             hint="update the lock with `nodeos image lock`, or build from a pool with `--pool`",
         )
+
+
+def drift_of(directory: Path) -> tuple[str, ...]:
+    """How the packages of the build in ``directory`` differ from the lock, in words; nothing if they don't."""
+    value = json.loads((directory / "packages.json").read_bytes())
+    return tuple(value["drift"]) or (() if value["locked"] else ("the build did not look at the lock",))
 
 
 def make_lock(work: Path) -> Lock:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from nodeos.core.run import find_tool, run
 
 HELPER = Path("/usr/lib/apt/apt-helper")
 _BATCH = 24
+# Between two words of progress.
+_SECONDS = 2.0
 
 Progress = Callable[[str], None]
 
@@ -104,13 +107,13 @@ def mirror(archives: Sequence[apt.Archive] | None = None) -> Network:
     )
 
 
-def snapshot(base: str, time: str) -> Network:
+def snapshot(base: str, moment: str) -> Network:
     """A snapshot service at ``base``, in the layout of Debian's: BASE/debian/TIME/pool/…"""
     base = base.rstrip("/")
     return Network(
         name="the snapshot service",
-        main=f"{base}/debian/{time}",
-        security=f"{base}/debian-security/{time}",
+        main=f"{base}/debian/{moment}",
+        security=f"{base}/debian-security/{moment}",
     )
 
 
@@ -130,11 +133,14 @@ def fetch(lock: Lock, directory: Path, origins: Sequence[Origin], progress: Prog
     partial.mkdir(parents=True, exist_ok=True)
     missing = list(_not_right(lock.packages, directory))
     wrong: dict[str, str] = {}
+    said = 0.0
     for origin in origins:
         left: list[Locked] = []
         for start in range(0, len(missing), _BATCH):
             batch = missing[start : start + _BATCH]
-            progress(f"packages: {start} of {len(missing)} from {origin.name}")
+            if time.monotonic() - said >= _SECONDS:
+                said = time.monotonic()
+                progress(f"packages: {start} of {len(missing)} from {origin.name}")
             origin.bring(batch, partial)
             for item in batch:
                 if not _accept(item, partial, directory, origin, wrong):

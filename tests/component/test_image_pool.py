@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from image import apt, packages, pool
+from image import apt, mkosi, packages, pool
 from image.apt import Archive
 from image.lock import Lock, Locked, Package, Role
 from image.packages import Policy, Selection
@@ -546,16 +546,16 @@ def test_lock_of_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for item in made:
         target = f"{item.package.name}_{VERSION.replace(':', '%3a')}_all.deb"
         shutil.copy(tmp_path / "archive" / item.path, archives / target)
-    mkosi = Package(name="mkosi", version=packages.mkosi.PACKAGE_VERSION, architecture="all")
+    tool = Package(name="mkosi", version=mkosi.PACKAGE_VERSION, architecture="all")
     index = [
         f"Package: {item.package.name}\nVersion: {VERSION}\nArchitecture: all\nFilename: {item.path}\n"
         f"Size: {item.size}\nSHA256: {item.sha256.hex()}\n"
         for item in made
     ]
     index.append(
-        f"Package: mkosi\nVersion: {mkosi.version}\nArchitecture: all\n"
+        f"Package: mkosi\nVersion: {tool.version}\nArchitecture: all\n"
         "Filename: pool/main/m/mkosi/mkosi_1_all.deb\n"
-        f"Size: 5\nSHA256: {packages.mkosi.PACKAGE_SHA256}\n"
+        f"Size: 5\nSHA256: {mkosi.PACKAGE_SHA256}\n"
     )
     lists = work / "cache/packages/lib/apt/lists"
     lists.mkdir(parents=True)
