@@ -317,6 +317,7 @@ def finish(context: Context) -> Built:
             created=source_date_epoch(config.source),
             root_hash=uki.root_hash,
             commit=source_commit(config.source),
+            wheels=wheels.hashes((config.pool or config.work) / "wheels"),
         ),
     )
     names = ("nodeos.raw", "nodeos.efi", "packages.json", "sbom.spdx.json")

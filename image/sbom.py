@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -29,19 +29,19 @@ def make(
     created: int,
     root_hash: bytes,
     commit: str,
-    wheels: Mapping[str, str] | None = None,
+    wheels: Collection[str] | None = None,
 ) -> bytes:
     """The SPDX document of a build.
 
     ``packages`` is ``packages.json``, ``wheels_lock`` the text of ``image/locks/node.txt``, ``created`` seconds
-    since 1970. The lock allows several files per Python package; ``wheels`` says which one was installed: its
-    SHA-256 in hex by the package's name. Without it all the allowed are listed.
+    since 1970. The lock allows several files per Python package; ``wheels`` holds the SHA-256 (hex) of those that
+    the build had. Without it all the allowed are listed.
 
     Raises ParseError if a list does not have its form.
     """
     entries = [
         *(_debian(item, f"packages.json.packages[{i}]") for i, item in enumerate(_packages(packages))),
-        *(_wheel(*item, wheels or {}) for item in parse_wheels(wheels_lock)),
+        *(_wheel(*item, wheels) for item in parse_wheels(wheels_lock)),
     ]
     ids = [entry["SPDXID"] for entry in entries]
     if len(set(ids)) != len(ids):
@@ -112,11 +112,11 @@ def _debian(item: Any, what: str) -> dict[str, Any]:
     return entry
 
 
-def _wheel(name: str, version: str, hashes: tuple[str, ...], used: Mapping[str, str]) -> dict[str, Any]:
-    if name in used:
-        if used[name] not in hashes:
-            raise ParseError(f"{name} {version}: the file with SHA-256 {used[name]} is not in the lock")
-        hashes = (used[name],)
+def _wheel(name: str, version: str, hashes: tuple[str, ...], used: Collection[str] | None) -> dict[str, Any]:
+    if used is not None:
+        hashes = tuple(value for value in hashes if value in used)
+        if not hashes:
+            raise ParseError(f"{name} {version}: the build had no file that the lock allows")
     entry = _package(f"pypi-{name}", name, version, f"pkg:pypi/{name}@{quote(version, safe='')}")
     entry["checksums"] = [{"algorithm": "SHA256", "checksumValue": value} for value in hashes]
     if len(hashes) > 1:

@@ -244,6 +244,7 @@ def make_outputs(
     locks = context.config.source / "image/locks"
     locks.mkdir(parents=True, exist_ok=True)
     (locks / "node.txt").write_text("")
+    (context.config.work / "wheels").mkdir(exist_ok=True)
     return {"uki": uki, **files}
 
 
