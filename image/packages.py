@@ -242,8 +242,12 @@ def manifest(selection: Selection, work: Path, outcome: Outcome) -> bytes:
     "version", "architecture", "sha256" (or null), "images": ["initrd", "root"]}]}, canonical JSON.
     """
     images: dict[Package, list[str]] = {}
-    for name, file in (("initrd", "initrd.manifest"), ("root", "nodeos.manifest")):
-        for package in _in_image(work / "mkosi" / file):
+    made = work / "mkosi"
+    # An initrd that is kept for each variant has the variant in its name.
+    own = made / f"initrd-{selection.variant}.manifest"
+    initrd = own if own.exists() else made / "initrd.manifest"
+    for name, path in (("initrd", initrd), ("root", made / "nodeos.manifest")):
+        for package in _in_image(path):
             images.setdefault(package, []).append(name)
     value: dict[str, Any] = {
         "version": 1,
