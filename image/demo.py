@@ -158,11 +158,14 @@ def build_image(context: Context, step: Step) -> builder.Built:
     """Step 1. Keys are made once and kept: a new build is an update, not another product."""
     keys = keys_of(context.work, Variant.RELEASE)
     # A demo must run on any day: where a locked package can't be had it takes the mirror's, and says so.
-    config = builder.Config(source=context.source, work=context.work, keys=keys, packages=Policy.ALLOW_DRIFT)
-    built = builder.build(config, context.steps.say)
-    drifted = drift_of(built.directory)
+    config = builder.Config(
+        source=context.source, work=context.work, keys=keys.directory, packages=Policy.ALLOW_DRIFT
+    )
+    unsigned = builder.build(config, context.steps.say)
+    drifted = drift_of(unsigned.directory)
     if drifted:
         step.notes.append(f"not the locked packages: {len(drifted)} differ, see packages.json")
+    built = builder.Built.at(context.work / "image" / Variant.RELEASE / "release")
     release = Release.parse(built.release.read_bytes())
     size = release.artefacts[built.disk.name].size >> 20
     packages = builder.package_count(built.directory)

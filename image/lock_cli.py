@@ -57,7 +57,7 @@ def lock(ctx: click.Context, work: Path, check: bool, from_build: bool) -> None:
     for variant in variants:
         with steps.step(f"Build the {variant} image from the mirror's packages"):
             config = builder.Config(
-                source=SOURCE, work=place, keys=keys_of(place, variant), variant=variant,
+                source=SOURCE, work=place, keys=keys_of(place, variant).directory, variant=variant,
                 packages=packages.Policy.MIRROR,
             )  # fmt: skip
             builder.build(config, steps.say)

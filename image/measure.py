@@ -207,7 +207,7 @@ def check_kernel_signer(uki: Uki, db: bytes) -> None:
         if certificate.public_bytes(Encoding.DER) in enrolled:
             raise UsageError(
                 "the kernel inside the UKI is signed with the Secure Boot key",
-                hint="only the whole UKI may be signed: see image/scripts/ukify",
+                hint="only the whole UKI may be signed, never what is in it",
             )
 
 
