@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from image import apt, mkosi, packages, pool
+from image import apt, lock_cli, mkosi, packages, pool, wheels
 from image.apt import Archive
-from image.lock import Lock, Locked, Package, Role
+from image.lock import Drift, Lock, Locked, Package, Role
 from image.packages import Policy, Selection
 from image.pool import Folder, Network
+from nodeos.cli import main
 from nodeos.core.errors import RefusedError, ToolError, UsageError
 from nodeos.core.release import Variant
 from nodeos.core.run import find_tool, run
@@ -572,3 +573,43 @@ def test_lock_of_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "qemu": (Role.TOOLS,),
         "strace": (Role.DEBUG,),
     }
+
+
+def cli(*arguments: str) -> object:
+    """The exit code of ``nodeos image`` with these words."""
+    with pytest.raises(SystemExit) as caught:
+        main(["image", *arguments])
+    return caught.value.code
+
+
+def test_pool_fetch(  # noqa: PLR0917 - pytest calls it by keyword
+    source: Path, host: Mirror, lock: Lock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(lock_cli, "SOURCE", source)
+    monkeypatch.setattr(wheels, "fetch", lambda locks, directory: directory)
+    assert cli("pool", "fetch", str(tmp_path / "pool")) == 0
+    assert is_whole(lock, tmp_path / "pool")
+    assert "3 packages" in capsys.readouterr().out
+    monkeypatch.setattr(apt, "update", lambda _: "apt-get")
+    (tmp_path / "archive" / lock.packages[0].path).unlink()
+    assert cli("pool", "fetch", str(tmp_path / "other")) == 3
+    assert f"pool.missing: bash {VERSION}" in capsys.readouterr().err
+
+
+def test_lock_check(
+    source: Path,
+    lock: Lock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(lock_cli, "SOURCE", source)
+    monkeypatch.setattr(packages, "compare_mirror", lambda lock, scratch: ())
+    assert cli("lock", "--check", "--work", str(tmp_path)) == 0
+    found = Drift(package="bash", trees=("root",), locked=VERSION, found="2")
+    monkeypatch.setattr(packages, "compare_mirror", lambda lock, scratch: (found,))
+    before = (source / packages.LOCK).read_bytes()
+    assert cli("lock", "--check", "--work", str(tmp_path)) == 3
+    assert f"bash: locked {VERSION}, found 2 (root)" in capsys.readouterr().err
+    assert (source / packages.LOCK).read_bytes() == before
