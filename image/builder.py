@@ -16,13 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from image import apt, measure, mkosi, pe, wheels
+from image import measure, mkosi, packages, pe, sbom, wheels
 from image.publickeys import IN_THE_ROOT, PCR, read_public_keys
 from image.unsigned import (
     BOOTLOADER,
     BUILD,
     PACKAGES,
     ROOT,
+    SBOM,
     UKI,
     VERITY,
     BuildManifest,
@@ -58,6 +59,10 @@ class Config:
     keys: Path
     variant: Variant = Variant.RELEASE
     version: str = __version__
+    # Debian packages: see image.packages.select. ``pool`` also holds the wheels.
+    packages: packages.Policy = packages.Policy.LOCKED
+    pool: Path | None = None
+    snapshot: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,6 +72,7 @@ class Context:
     config: Config
     mkosi: list[str]
     progress: Progress
+    selection: packages.Selection
 
     @property
     def output(self) -> Path:
@@ -116,10 +122,15 @@ def build(config: Config, progress: Progress) -> Unsigned:
     keys = read_public_keys(config.keys, config.variant)
     rollback = read_rollback(config.source)
     check_host(config)
-    progress("tools: mkosi")
-    context = Context(config=config, mkosi=mkosi.command(config.work / "tools"), progress=progress)
+    progress("packages: Debian")
+    selection = packages.select(
+        config.source, config.work, config.variant,
+        policy=config.packages, pool_=config.pool, snapshot=config.snapshot, progress=progress,
+    )  # fmt: skip
+    command = mkosi.command(config.work / "tools", selection.mkosi)
+    context = Context(config=config, mkosi=command, progress=progress, selection=selection)
     progress("packages: Python wheels")
-    packages = wheels.fetch(config.source / "image/locks", config.work / "wheels")
+    python = wheels.fetch(config.source / "image/locks", (config.pool or config.work) / "wheels")
     context.log.unlink(missing_ok=True)
     # What the build's scripts make has the modes that stand in them, whoever starts the build.
     umask = os.umask(0o022)
@@ -128,7 +139,7 @@ def build(config: Config, progress: Progress) -> Unsigned:
         prepare_trees(context, keys)
         initrd = build_initrd(context)
         progress("image: root, hash tree, unified kernel image")
-        build_image(context, initrd, packages)
+        build_image(context, initrd, python)
     finally:
         os.umask(umask)
         shutil.rmtree(context.sandbox, ignore_errors=True)
@@ -172,8 +183,7 @@ def prepare_sandbox(context: Context, pcr_key: bytes) -> None:
     """
     tree = context.sandbox
     shutil.rmtree(tree, ignore_errors=True)
-    sources = apt.sources(apt.host_archives()).encode()
-    write_atomic(tree / "common/etc/apt/sources.list.d/mkosi.sources", sources)
+    write_atomic(tree / "common/etc/apt/sources.list.d/mkosi.sources", context.selection.sources)
     write_atomic(tree / "image" / f"{_SANDBOX_KEYS[1:]}/{PCR}", pcr_key)
     ukify = f"[UKI]\nPCRPKey={_SANDBOX_KEYS}/{PCR}\n"
     write_atomic(tree / "image/usr/lib/systemd/ukify.conf", ukify.encode())
@@ -216,6 +226,7 @@ def build_initrd(context: Context) -> Path:
     stamp.unlink(missing_ok=True)
     no_shell = context.sandbox / "extra/usr/lib/nodeos/no-shell"
     options = [
+        "--manifest-format=json",
         f"--environment=VARIANT={config.variant}",
         f"--extra-tree={context.sandbox / 'initrd-extra'}:/",
         f"--extra-tree={no_shell}:/usr/lib/nodeos/no-shell",
@@ -258,7 +269,7 @@ def initrd_key(context: Context) -> str:
     return digest.hexdigest()
 
 
-def build_image(context: Context, initrd: Path, packages: Path) -> None:
+def build_image(context: Context, initrd: Path, python: Path) -> None:
     """Make the root, its hash tree and the unified kernel image."""
     config = context.config
     options = [
@@ -266,7 +277,7 @@ def build_image(context: Context, initrd: Path, packages: Path) -> None:
         f"--image-version={config.version}",
         "--output=nodeos",
         f"--sandbox-tree={context.sandbox / 'image'}",
-        f"--build-sources={packages}:wheels",
+        f"--build-sources={python}:wheels",
         f"--extra-tree={context.sandbox / 'extra'}:/",
         f"--build-directory={config.work / 'mkosi.build'}",
         f"--environment=VARIANT={config.variant}",
@@ -308,7 +319,8 @@ def run_mkosi(context: Context, directory: Path, options: Sequence[str], *, cach
             "Temporary failure resolving": "no network to the package mirror: check it and run it again",
             "Could not connect": "no network to the package mirror: check it and run it again",
             "Failed to fetch": "the package mirror refused or lacks a file: check /etc/apt and run it again",
-            "Unable to locate package": "the mirror has no trixie, or an old list: check /etc/apt",
+            "Unable to locate package": "it is not in image/packages.lock, or the mirror has no trixie: "
+            "`nodeos image lock` makes the lock anew",
         }
         hint = next(
             (text for sign, text in hints.items() if sign in words), f"the whole log is {context.log}"
@@ -343,8 +355,9 @@ def finish(context: Context, pcr_key: bytes, rollback: Rollback) -> Unsigned:
     fresh = context.output.with_suffix(".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
+    listed = packages.report(context.selection, config.work)
     for source, name in (("nodeos.root.raw", ROOT), ("nodeos.verity.raw", VERITY), ("boot.efi", BOOTLOADER),
-                         ("nodeos.efi", UKI), ("nodeos.manifest", PACKAGES)):  # fmt: skip
+                         ("nodeos.efi", UKI)):  # fmt: skip
         path = made / source
         if not path.exists():
             raise ToolError(f"mkosi made no {source}", hint=f"see {context.log}")
@@ -359,8 +372,18 @@ def finish(context: Context, pcr_key: bytes, rollback: Rollback) -> Unsigned:
     check_uki(uki, pcr_key)
     if (fresh / ROOT).stat().st_size % _BLOCK or (fresh / VERITY).stat().st_size % _BLOCK:
         raise ToolError("mkosi made a partition that is no whole number of blocks", hint=f"see {context.log}")
-    # The list of parts (SBOM) is not made yet: it is written to fresh / SBOM, and named, on this line.
-    names = (ROOT, VERITY, BOOTLOADER, UKI, PACKAGES)
+    write_atomic(fresh / PACKAGES, listed)
+    parts = sbom.make(
+        listed,
+        (config.source / "image/locks/node.txt").read_text(),
+        version=config.version,
+        created=source_date_epoch(config.source),
+        root_hash=uki.root_hash,
+        commit=source_commit(config.source),
+        wheels=wheels.hashes((config.pool or config.work) / "wheels"),
+    )
+    write_atomic(fresh / SBOM, parts)
+    names = (ROOT, VERITY, BOOTLOADER, UKI, PACKAGES, SBOM)
     manifest = BuildManifest(
         release=config.version,
         variant=config.variant,

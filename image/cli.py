@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from image import signing_cli
+from image import lock_cli, signing_cli
 from nodeos import __version__
 from nodeos.cli import emit, wants_json
 from nodeos.core.files import read_file
@@ -28,6 +29,8 @@ def commands() -> None:
 
 
 signing_cli.register(commands)
+commands.add_command(lock_cli.lock)
+commands.add_command(lock_cli.pool)
 
 work_option = click.option(
     "--work", type=click.Path(path_type=Path), default=SOURCE / "build", show_default="build",
@@ -65,18 +68,38 @@ def _config(work: Path, keys: Path | None, variant: str, version: str) -> Config
 @keys_option
 @variant_option
 @version_option
+@click.option(
+    "--pool", type=click.Path(path_type=Path),
+    help="Take all packages from this folder, of `image pool fetch`; needs no network.",
+)  # fmt: skip
+@click.option(
+    "--allow-drift", is_flag=True,
+    help="Use the mirror's packages if the locked ones can't be had. packages.json tells of it.",
+)  # fmt: skip
+@lock_cli.snapshot_option
 @click.pass_context
-def build(ctx: click.Context, work: Path, keys_: Path | None, variant: str, version: str) -> None:
+def build(  # noqa: PLR0917 - click calls it by keyword
+    ctx: click.Context, work: Path, keys_: Path | None, variant: str, version: str, pool: Path | None,
+    allow_drift: bool, snapshot: str | None,
+) -> None:  # fmt: skip
     """Build the image, unsigned: no private key is needed, only public ones that go inside.
 
-    Needs root and a Debian package mirror; the first build takes some minutes. The result is in
-    WORK/image/VARIANT/unsigned.
+    Needs root; the first build takes some minutes. The result is in WORK/image/VARIANT/unsigned. The packages are
+    the locked ones, from the mirror in /etc/apt, a snapshot service, or a pool. One that can't be had with the
+    locked SHA-256 ends the build with the list of what drifted.
     """
     from image import builder
+    from image.packages import Policy
     from image.steps import Steps
 
     config = _config(work, keys_, variant, version)
     steps = Steps(1, as_json=wants_json(ctx))
+    config = dataclasses.replace(
+        config,
+        packages=Policy.ALLOW_DRIFT if allow_drift else Policy.LOCKED,
+        pool=pool.absolute() if pool else None,
+        snapshot=snapshot,
+    )
     with steps.step(f"Build the {variant} image") as step:
         built = builder.build(config, steps.say)
         step.notes.append(str(built.directory))

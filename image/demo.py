@@ -25,6 +25,7 @@ from hsm.softhsm import SoftHsm
 from hsm.softtpm import ManufacturerCa
 from image import builder
 from image.keys import keys_of
+from image.packages import Policy, drift_of
 from image.steps import Step, Steps
 from image.vm import Machine, Vm, choose_accelerator, switch_on
 from nodeos.core.errors import NodeosError, ToolError, UsageError
@@ -156,8 +157,14 @@ def _run(context: Context, stack: ExitStack) -> None:
 def build_image(context: Context, step: Step) -> builder.Built:
     """Step 1. Keys are made once and kept: a new build is an update, not another product."""
     keys = keys_of(context.work, Variant.RELEASE)
-    config = builder.Config(source=context.source, work=context.work, keys=keys.directory)
-    builder.build(config, context.steps.say)
+    # A demo must run on any day: where a locked package can't be had it takes the mirror's, and says so.
+    config = builder.Config(
+        source=context.source, work=context.work, keys=keys.directory, packages=Policy.ALLOW_DRIFT
+    )
+    unsigned = builder.build(config, context.steps.say)
+    drifted = drift_of(unsigned.directory)
+    if drifted:
+        step.notes.append(f"not the locked packages: {len(drifted)} differ, see packages.json")
     built = builder.Built.at(context.work / "image" / Variant.RELEASE / "release")
     release = Release.parse(built.release.read_bytes())
     size = release.artefacts[built.disk.name].size >> 20

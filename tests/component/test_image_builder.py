@@ -5,7 +5,6 @@ from __future__ import annotations
 import configparser
 import dataclasses
 import hashlib
-import json
 import os
 import shutil
 import stat
@@ -17,11 +16,14 @@ import pytest
 
 from image import apt, builder, pe
 from image.builder import Config, Context
+from image.lock import Role
+from image.packages import Selection
 from image.publickeys import IN_THE_ROOT, PCR
-from image.unsigned import ARTEFACTS, SBOM, Rollback, Unsigned
+from image.unsigned import ARTEFACTS, Rollback, Unsigned
 from nodeos.core.errors import NodeosError, ToolError, UsageError
 from nodeos.core.release import Variant
 from nodeos.core.run import run
+from tests.support.packages import make_trees
 from tests.support.pe import make_pe, sign_pe
 from tests.support.publickeys import make_public_keys
 
@@ -40,10 +42,17 @@ def context(tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> Cont
         apt.Archive(uri="http://mirror.example.org/debian", security=False),
         apt.Archive(uri="http://mirror.example.org/debian-security", security=True),
     ]
-    monkeypatch.setattr(apt, "host_archives", lambda: archives)
     config = Config(source=tmp_path / "source", work=tmp_path / "work", keys=keys, version="1.2.3")
     config.source.mkdir()
-    return Context(config=config, mkosi=["/absent/mkosi"], progress=lambda _: None)
+    selection = Selection(
+        lock=None,
+        variant=Variant.RELEASE,
+        locked=False,
+        reasons=(),
+        sources=apt.sources(archives).encode(),
+        mkosi=None,
+    )
+    return Context(config=config, mkosi=["/absent/mkosi"], progress=lambda _: None, selection=selection)
 
 
 def contents(keys: Path) -> dict[str, bytes]:
@@ -357,7 +366,11 @@ def make_outputs(context: Context, **sections: bytes) -> None:
     (made / "nodeos.root.raw").write_bytes(b"r" * 8192)
     (made / "nodeos.verity.raw").write_bytes(b"v" * 4096)
     (made / "nodeos.raw").write_bytes(b"a disk")
-    (made / "nodeos.manifest").write_text(json.dumps({"packages": [{"name": "a"}, {"name": "b"}]}))
+    make_trees(context.config.work, Variant.RELEASE, {Role.ROOT: ["a", "b"], Role.INITRD: ["a"]})
+    locks = context.config.source / "image/locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    (locks / "node.txt").write_text("")
+    (context.config.work / "wheels").mkdir(exist_ok=True)
 
 
 def finish(context: Context) -> Unsigned:
@@ -373,14 +386,14 @@ def test_finish(context: Context) -> None:
     assert (build.security_version, build.rollback_floor) == (3, 2)
     assert (build.root_hash.hex(), build.kernel_command_line) == (ROOT_HASH, f"roothash={ROOT_HASH} ro")
     assert build.source_date_epoch == 1_767_225_600
-    assert set(build.artefacts) == set(ARTEFACTS) - {SBOM}
+    assert set(build.artefacts) == set(ARTEFACTS)
     for name, artefact in build.artefacts.items():
         data = (built.directory / name).read_bytes()
         assert (artefact.size, artefact.sha256) == (len(data), hashlib.sha256(data).digest())
     assert built.root.read_bytes() == b"r" * 8192
     assert {stat.S_IMODE(path.stat().st_mode) for path in built.directory.iterdir()} == {0o644}
     assert builder.package_count(built.directory) == 2
-    assert list((context.config.work / "mkosi").iterdir()) == [], "the disk image goes"
+    assert not list((context.config.work / "mkosi").glob("nodeos*")), "the disk image goes"
 
 
 def test_what_comes_out_is_what_signatures_are_taken_off_to(context: Context) -> None:
