@@ -154,7 +154,7 @@ class Tpm:
         return sealing.choose(self._connection, policy_key, signatures, enrolled=srk)
 
     def check_creation(self, sealed: SealedSecret) -> None:
-        """Raises TpmCreationError unless this TPM sealed the secret under a policy that the secret's key signed."""
+        """Raises TpmCreationError unless this TPM sealed the secret under a policy that its key signed."""
         sealing.check_creation(self._connection, sealed)
 
     def unseal(self, sealed: SealedSecret, signatures: PolicySignatures) -> bytes:

@@ -5,8 +5,8 @@ guess, and a TPM that is locked out after power cuts must still start the node. 
 an encrypted parameter of sessions that are salted to the enrolled storage root key.
 
 Whoever can use the TPM can seal a secret of their own under the same public policy, and plant a volume with it. So
-the TPM's word on the making is kept: the creation data, which hold the PCRs of that moment, and the TPM's ticket for
-them (TPM 2.0 Library 1.59, Part 1, "Creation Data"; Part 3, 18.3 TPM2_CertifyCreation).
+the TPM's word on the making is kept: the creation data, which hold the PCRs of that moment, and the TPM's
+ticket for them (TPM 2.0 Library 1.59, Part 1, "Creation Data"; Part 3, 18.3 TPM2_CertifyCreation).
 """
 
 from __future__ import annotations
@@ -286,7 +286,8 @@ def _verified(connection: Connection, der: bytes, chosen: PolicySignature) -> tu
 def choose(
     connection: Connection, policy_key: bytes, signatures: PolicySignatures, *, enrolled: bytes | None = None
 ) -> PolicySignature:
-    """The policy by ``policy_key`` (DER) that holds now. The TPM decides; this is for errors that say what is wrong.
+    """The policy by ``policy_key`` (DER) that holds now. The TPM decides; this is for errors that say what is
+    wrong.
 
     Raises TpmSignatureError, TpmPcrError, TpmRollbackError, TpmFloorError.
     """
