@@ -36,7 +36,9 @@ from nodeos.core.protocol import (
     qualifying_data,
     secret_proof,
 )
+from nodeos.core.recovery import RecoveryKey
 from nodeos.core.site import SIGNATURE_DOMAIN, Network, SiteConfig
+from tests.support import evidence
 
 OPERATOR = Principal.self_authenticating(b"operator")
 SECRET = b"s" * 32
@@ -225,6 +227,7 @@ def make_site(url: str, ca: str, network: Network | None = None, operator: Princ
             registrar_url=url,
             registrar_ca=ca,
             operator=operator,
+            operator_key=evidence.spki(evidence.RECOVERY),
             node_reward_type="type1",
             network=network,
         ),
@@ -232,11 +235,12 @@ def make_site(url: str, ca: str, network: Network | None = None, operator: Princ
 
 
 UUID = "6a4e0f0e-52a5-4f0c-9e2c-111111111111"
+BLOB = evidence.recovery_blob(machine_id(b"ek"), UUID, evidence.spki(evidence.RECOVERY))
 METADATA = {
     "keyslots": {"0": {"type": "luks2"}},
     "tokens": {
         "0": {"type": "systemd-tpm2", "keyslots": ["0"], "tpm2-pcrs": [7], "tpm2_pubkey_pcrs": [11]},
-        "1": {"type": "systemd-recovery", "keyslots": ["1"]},
+        "1": json.loads(BLOB),
     },
 }
 
@@ -265,6 +269,19 @@ def make_config(directory: Path) -> Config:
 
 def read_header(device: str) -> tuple[str, bytes]:
     return UUID, json.dumps(METADATA).encode()
+
+
+@dataclass(slots=True)
+class FakeVolume:
+    """A state volume that one recovery key opens."""
+
+    key: RecoveryKey = evidence.RECOVERY_KEY
+    opened: list[str] = field(default_factory=list)
+
+    def recover(self, device: str, key: RecoveryKey) -> None:
+        if key != self.key:
+            raise NodeosError(f"{device}: no key slot opens with this key")
+        self.opened.append(device)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def measure_boot(tpm: TpmDevice, config: Config) -> None:
     config.userspace_log.write_bytes(evidence.userspace_log([(11, phase) for phase in evidence.PHASES]))
 
 
-def make_volume(path: Path) -> None:
+def make_volume(path: Path, machine: str) -> None:
     """A file with the LUKS2 header of a state partition. Its key protects nothing."""
     tool = find_tool("cryptsetup", package="cryptsetup-bin")
     with path.open("wb") as file:
@@ -61,11 +61,22 @@ def make_volume(path: Path) -> None:
         "tpm2_pubkey_pcrs": [11],
         "tpm2_pubkey": "AAAA",
     }
-    run(
-        [tool, "token", "import", "--json-file", "-", path],
-        what="import a token",
-        stdin=json.dumps(token).encode(),
+    blob = evidence.recovery_blob(machine, UUID, evidence.spki(evidence.RECOVERY))
+    # The recovery token names key slot 1.
+    (path.parent / "slot0").write_bytes(b"no secret")
+    add = (
+        tool,
+        "luksAddKey",
+        "--batch-mode",
+        "--key-slot",
+        "1",
+        "--key-file",
+        path.parent / "slot0",
+        *fast[:4],
     )
+    run([*add, path, "-"], what="add a key slot", stdin=evidence.RECOVERY_KEY.value)
+    for text in (json.dumps(token).encode(), blob):
+        run([tool, "token", "import", "--json-file", "-", path], what="import a token", stdin=text)
 
 
 @dataclass(slots=True)
@@ -146,7 +157,7 @@ def python_path() -> dict[str, str]:
     return {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-def make_node(directory: Path, url: str, ca: str) -> tuple[Config, Site]:
+def make_node(directory: Path, url: str, ca: str, machine: str) -> tuple[Config, Site]:
     """A node's files; the boot is not measured yet."""
     config = make_config(directory)
     site = make_site(url, ca, operator=evidence.site().operator)
@@ -154,7 +165,7 @@ def make_node(directory: Path, url: str, ca: str) -> tuple[Config, Site]:
     site.write(config)
     config.os_release.write_text(f'ID=nodeos\nIMAGE_VERSION="{evidence.release().version}"\n')
     volume = directory / "volume.luks"
-    make_volume(volume)
+    make_volume(volume, machine)
     set_volume(config, volume, made=True)
     return config, site
 

@@ -73,6 +73,7 @@ def stage(tmp_path: Path) -> Stage:
         release="1.2.3",
         keys=KEYS,
         volume=StateVolume(luks_uuid="u", made_this_boot=True, signed_pcrs=(11,), literal_pcrs=(7,)),
+        recovery=b"{}",
         memory_encryption="unknown",
         fingerprint=b"",
     )
