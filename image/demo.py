@@ -207,7 +207,8 @@ def prepare(context: Context, built: builder.Built, step: Step) -> None:
     context.nodeos(
         "media", "make", medium, "--image", built.disk, "--site-key", keys.site_key,
         "--dc", DATA_CENTER, "--registrar", f"https://{_GUEST_SEES_HOST}:{context.registrar_port}",
-        "--ca", registrar / "ca.pem", "--operator", operator["principal"], "--reward-type", REWARD_TYPE,
+        "--ca", registrar / "ca.pem", "--operator", operator["principal"],
+        "--operator-key", context.path("operator.json"), "--reward-type", REWARD_TYPE,
     )  # fmt: skip
     Machine.make(context.path("machine"), image=medium, ca=ca)
     medium.unlink()

@@ -40,7 +40,7 @@ def measure_boot(tpm: TpmDevice, config: Config) -> None:
     config.userspace_log.write_bytes(evidence.userspace_log([(11, phase) for phase in evidence.PHASES]))
 
 
-def make_volume(path: Path) -> None:
+def make_volume(path: Path, machine: str) -> None:
     """A file with the LUKS2 header of a state partition. Its key protects nothing."""
     tool = find_tool("cryptsetup", package="cryptsetup-bin")
     with path.open("wb") as file:
@@ -48,6 +48,21 @@ def make_volume(path: Path) -> None:
     fast = ("--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--luks2-keyslots-size", "1M")
     command = [tool, "luksFormat", "--batch-mode", "--type", "luks2", "--uuid", UUID, *fast]
     run([*command, "--key-file", "-", path], what="make a LUKS2 header", stdin=b"no secret")
+    blob = evidence.recovery_blob(machine, UUID, evidence.spki(evidence.RECOVERY))
+    # The recovery token names key slot 1.
+    (path.parent / "slot0").write_bytes(b"no secret")
+    add = (
+        tool,
+        "luksAddKey",
+        "--batch-mode",
+        "--key-slot",
+        "1",
+        "--key-file",
+        path.parent / "slot0",
+        *fast[:4],
+    )
+    run([*add, path, "-"], what="add a key slot", stdin=evidence.RECOVERY_KEY.value)
+    run([tool, "token", "import", "--json-file", "-", path], what="import a token", stdin=blob)
 
 
 @dataclass(slots=True)
@@ -128,7 +143,7 @@ def python_path() -> dict[str, str]:
     return {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-def make_node(directory: Path, url: str, ca: str) -> tuple[Config, Site]:
+def make_node(directory: Path, url: str, ca: str, machine: str) -> tuple[Config, Site]:
     """A node's files; the boot is not measured yet."""
     config = make_config(directory)
     site = make_site(url, ca, operator=evidence.site().operator)
@@ -136,7 +151,7 @@ def make_node(directory: Path, url: str, ca: str) -> tuple[Config, Site]:
     site.write(config)
     config.os_release.write_text(f'ID=nodeos\nIMAGE_VERSION="{evidence.release().version}"\n')
     volume = directory / "volume.luks"
-    make_volume(volume)
+    make_volume(volume, machine)
     set_volume(config, volume, made=True)
     return config, site
 
