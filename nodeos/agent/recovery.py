@@ -7,7 +7,6 @@ the answer is encrypted to is made for one request and lives in this process alo
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -248,11 +247,12 @@ def prepare_request(tpm: TpmDevice, signed: SignedSite) -> Request:
     )
 
 
-def check_own(report: Report, blob: RecoveryBlob, settings: SiteConfig) -> None:
-    """What would be refused elsewhere is refused here, before anybody is asked. The blob may name the machine's
-    former TPM: which machines were the node's is for the registrar and the operator to say."""
-    digest = hashlib.sha256(settings.operator_key).digest()
-    blob.context_for(machine=blob.machine, volume=report.luks_uuid, operator_key=digest)
+def check_own(report: Report, blob: RecoveryBlob) -> None:
+    """Raises RefusedError if the header's recovery key is for another volume: nobody needs to be asked then.
+
+    It may name the machine's former TPM and the operator's former key: that is for those to judge who know them.
+    """
+    blob.context_for(machine=blob.machine, volume=report.luks_uuid, operator_key=blob.operator_key)
 
 
 def open_answer(

@@ -120,7 +120,7 @@ def prepare_recovery(config: Config, parts: Parts, console: Console, stop: Stop)
         request = recovery.prepare_request(tpm, signed)
         console.know(machine=request.machine)
         blob = recovery.read_blob(report.device, parts.read_header)
-        recovery.check_own(report, blob, settings)
+        recovery.check_own(report, blob)
         console.tell("volume", f"state partition {report.luks_uuid} is locked: {report.reason}")
         with stop.interruptible():
             fingerprint = parts.collect_fingerprint(tpm, request.machine)
