@@ -218,7 +218,8 @@ def prepare(context: Context, built: builder.Built, step: Step) -> None:
     context.nodeos(
         "media", "make", medium, "--image", built.disk, "--site-key", keys.path("site.key"),
         "--dc", DATA_CENTER, "--registrar", f"https://{_GUEST_SEES_HOST}:{context.registrar_port}",
-        "--ca", registrar / "ca.pem", "--operator", operator["principal"], "--reward-type", REWARD_TYPE,
+        "--ca", registrar / "ca.pem", "--operator", operator["principal"],
+        "--operator-key", context.path("operator.json"), "--reward-type", REWARD_TYPE,
     )  # fmt: skip
     Machine.make(context.path("machine"), image=medium, ca=ca)
     medium.unlink()
@@ -297,7 +298,7 @@ def enrol(context: Context, vm: Vm, step: Step) -> None:
         raise NodeosError("the node did not make its state volume in its first boot")
     step.notes.append(f"node {node['node_id']}")
     step.notes.append(
-        f"state volume bound to signed PCRs {volume['signed_pcrs']} and to the values of {volume['literal_pcrs']}"
+        f"state volume sealed to signed policies on PCRs {volume['policy_pcrs']}, floor {volume['floor']}"
     )
     predicted = facts["release"]["predicted_pcrs"]
     for index, name in (("4", "4"), ("7", "7"), ("11", "11 after ready")):

@@ -36,6 +36,12 @@ def commands() -> None:
     "--ca", type=click.Path(path_type=Path), required=True, help="The registrar's CA certificate (PEM)."
 )
 @click.option("--operator", required=True, help="The operator's principal.")
+@click.option(
+    "--operator-key",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The operator's recovery key: the identity file of `nodeos operator init`, or a public key (PEM, DER).",
+)
 @click.option("--reward-type", required=True, help="The node reward type, such as type1.")
 @click.option("--address", multiple=True, metavar="ADDRESS/PREFIX", help="A static address. [default: DHCP]")
 @click.option("--gateway", multiple=True, help="A gateway for static addresses.")
@@ -50,6 +56,7 @@ def make(  # noqa: PLR0917 - click calls it by keyword
     registrar: str,
     ca: Path,
     operator: str,
+    operator_key: Path,
     reward_type: str,
     address: tuple[str, ...],
     gateway: tuple[str, ...],
@@ -60,6 +67,8 @@ def make(  # noqa: PLR0917 - click calls it by keyword
     Flash it to the boot disk of a machine; with DHCP one medium serves all machines of the site, with static
     addresses each machine has its own. Nothing is overwritten.
     """
+    from hsm.identity import read_recovery_key
+    from hsm.pin import read_pin
     from image import media
 
     network = _network(address, gateway, dns)
@@ -68,6 +77,7 @@ def make(  # noqa: PLR0917 - click calls it by keyword
         registrar_url=registrar,
         registrar_ca=_certificates(ca),
         operator=Principal.parse(operator),
+        operator_key=read_recovery_key(operator_key, lambda: read_pin(None)),
         node_reward_type=reward_type,
         network=network,
     )

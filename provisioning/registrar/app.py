@@ -25,6 +25,7 @@ from nodeos.core.wire import canonical_json
 from provisioning.operator_auth import Caller
 from provisioning.registrar.lookups import ConflictError, NotFoundError
 from provisioning.registrar.operators import Operators
+from provisioning.registrar.recoveries import Recoveries
 from provisioning.registrar.service import Service
 from provisioning.registrar.store import BusyError
 
@@ -89,7 +90,7 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
 
 def make_app(service: Service) -> Starlette:
     """The application; closing its lifespan ends threads and store."""
-    operators = Operators(service)
+    operators, recoveries = Operators(service), Recoveries(service)
     machines_pool, operators_pool = Pool("machine"), Pool("operator")
     seconds = service.settings.request_seconds
 
@@ -110,6 +111,18 @@ def make_app(service: Service) -> Starlette:
         body = await read_body(request, BODY_LIMIT, seconds)
         machine = request.path_params["machine"]
         outcome = await machines_pool.run(lambda: service.evidence(machine, body))
+        return Response(outcome.to_bytes(), media_type="application/json")
+
+    async def recovery(request: Request) -> Response:
+        body = await read_body(request, BODY_LIMIT, seconds)
+        machine = request.path_params["machine"]
+        outcome = await machines_pool.run(lambda: recoveries.evidence(machine, body))
+        return Response(outcome.to_bytes(), media_type="application/json")
+
+    async def recovery_status(request: Request) -> Response:
+        body = await read_body(request, BODY_LIMIT, seconds)
+        machine = request.path_params["machine"]
+        outcome = await machines_pool.run(lambda: recoveries.poll(machine, body))
         return Response(outcome.to_bytes(), media_type="application/json")
 
     async def status(request: Request) -> Response:
@@ -144,6 +157,19 @@ def make_app(service: Service) -> Starlette:
         Route("/v1/enrolments", enrol, methods=["POST"]),
         Route("/v1/enrolments/{machine}/evidence", evidence, methods=["POST"]),
         Route("/v1/enrolments/{machine}/status", status, methods=["POST"]),
+        Route("/v1/enrolments/{machine}/recovery", recovery, methods=["POST"]),
+        Route("/v1/enrolments/{machine}/recovery/status", recovery_status, methods=["POST"]),
+        Route("/v1/operator/recoveries", operator(lambda c, _, __: recoveries.listed(c)), methods=["GET"]),
+        Route(
+            "/v1/operator/recoveries/{machine}",
+            operator(lambda c, r, _: recoveries.details(c, machine_of(r))),
+            methods=["GET"],
+        ),
+        Route(
+            "/v1/operator/recoveries/{machine}/answer",
+            operator(lambda c, r, body: recoveries.answer(c, machine_of(r), body)),
+            methods=["POST"],
+        ),
         Route(
             "/v1/operator/enrolments",
             operator(lambda c, r, _: operators.enrolments(c, query(r, "state") or None, query(r, "after"))),
