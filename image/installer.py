@@ -31,7 +31,7 @@ NEEDED = (
     "release.json", "release.sig",
 )  # fmt: skip
 _LIMIT = 2 << 30
-# What the installer takes over from the node's command line: how the machine is run and where it speaks, and nothing
+# What the installer takes over from the node's command line: how the machine is run and where it speaks. Nothing
 # that says what the root is.
 _KEPT = ("console=", "quiet", "panic=", "mem_encrypt=", "systemd.show_status=", "systemd.machine_id=",
          "systemd.getty_auto=", "systemd.firstboot=", "lockdown=")  # fmt: skip

@@ -40,6 +40,8 @@ class SiteConfig:
     operator: Principal
     node_reward_type: str
     network: Network | None = None
+    install_disk: str | None = None
+    """The serial of the disk that is installed on; None for the largest empty one."""
 
     def to_bytes(self) -> bytes:
         network = self.network
@@ -57,6 +59,7 @@ class SiteConfig:
                     "gateways": list(network.gateways),
                     "dns": list(network.dns),
                 },
+                **({} if self.install_disk is None else {"install_disk": self.install_disk}),
             }
         )
 
@@ -82,6 +85,7 @@ class SiteConfig:
             operator=Principal.parse(fields.text("operator")),
             node_reward_type=fields.text("node_reward_type", limit=16),
             network=network,
+            install_disk=fields.text("install_disk", limit=128) if fields.has("install_disk") else None,
         )
         registrar.done()
         fields.done()

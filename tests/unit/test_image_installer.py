@@ -15,39 +15,13 @@ from hypothesis import strategies as st
 from image import cpio, installer, measure, pe
 from nodeos.core.errors import UsageError
 from tests.support.pe import make_pe, sign_pe
+from tests.support.release import STUB, UKI, build_uki, stub
 
-STUB = {
-    ".text": b"code" * 300,
-    ".sbat": b"sbat,1",
-    ".sdmagic": b"#### LoaderInfo: systemd-stub 257 ####",
-    ".reloc": b"r",
-}
-LINE = (
-    "roothash="
-    + "ab" * 32
-    + " console=tty0 console=ttyS0,115200 quiet panic=30 rd.systemd.gpt_auto=yes init=/x"
-)
-UKI = {
-    ".osrel": b"ID=nodeos\n", ".cmdline": LINE.encode(), ".uname": b"6.12", ".pcrpkey": b"a key",
-    ".linux": b"MZ a kernel" * 100, ".initrd": b"an initrd", ".pcrsig": b"{}",
-}  # fmt: skip
 FILES = {name: f"content of {name}".encode() for name in installer.NEEDED} | {"packages.json": b"[]"}
 
 
-def stub() -> bytes:
-    """With room in its headers, as systemd's has."""
-    return pe.drop_sections(make_pe({**STUB, **UKI, ".x": b"", ".y": b""}), ".osrel")
-
-
-def build(uki: dict[str, bytes], kernel: int = pe.DATA) -> bytes:
-    image = stub()
-    for name, data in uki.items():
-        image = pe.add_section(image, name, data, characteristics=kernel if name == ".linux" else pe.DATA)
-    return image
-
-
 def parts(uki: dict[str, bytes] | None = None, files: dict[str, bytes] | None = None) -> installer.Parts:
-    image = build(UKI if uki is None else uki)
+    image = build_uki(UKI if uki is None else uki)
     return installer.Parts(
         uki=image, files=FILES if files is None else files, source_date_epoch=1_700_000_000
     )
@@ -100,7 +74,7 @@ def test_signatures_on_the_nodes_uki_change_nothing() -> None:
 
 
 def test_kernel_keeps_its_flags() -> None:
-    made = installer.make_uki(replace(parts(), uki=build(UKI, kernel=0x40000020)))
+    made = installer.make_uki(replace(parts(), uki=build_uki(UKI, kernel=0x40000020)))
     flags = {section.name: section.characteristics for section in pe.parse(made).sections}
     assert flags[".linux"] == 0x40000020
     assert flags[".initrd"] == pe.DATA
@@ -219,7 +193,8 @@ def test_cpio_paths(path: str) -> None:
 
 def read_cpio(data: bytes) -> dict[str, tuple[int, bytes]]:
     """A reader of its own, by the format's description."""
-    found, at = {}, 0
+    found: dict[str, tuple[int, bytes]] = {}
+    at = 0
     while True:
         assert data[at : at + 6] == b"070701" and at % 4 == 0
         fields = [int(data[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
