@@ -73,9 +73,9 @@ def make(  # noqa: PLR0917 - click calls it by keyword
 ) -> None:
     """Write TARGET: an installer with the signed configuration of one site.
 
-    Write a usb or iso medium to a stick (`nodeos flash`), or show the ISO image to a machine as a disc; serve an http
-    folder as it is. The installer and what it installs are the same on all three. With DHCP one medium serves all
-    machines of the site, with static addresses each machine has its own. Nothing is overwritten.
+    Write a usb or iso medium to a stick (`nodeos flash`), or show the ISO image to a machine as a disc; serve an
+    http folder as it is. The installer and what it installs are the same on all three. With DHCP one medium serves
+    all machines of the site, with static addresses each machine has its own. Nothing is overwritten.
     """
     from image import media
 

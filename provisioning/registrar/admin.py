@@ -84,7 +84,12 @@ def add_trust(store: Store, path: Path, *, pin_all: bool) -> list[Added]:
 
 
 def add_release(
-    store: Store, path: Path, *, signature: Path | None = None, release_keys: Sequence[Path], allow_debug: bool
+    store: Store,
+    path: Path,
+    *,
+    signature: Path | None = None,
+    release_keys: Sequence[Path],
+    allow_debug: bool,
 ) -> Release:
     """Accept machines of this release, which one of ``release_keys`` (PEM or DER files) must have signed.
 

@@ -82,7 +82,8 @@ def test_http(content: media.Content, tmp_path: Path) -> None:
     medium = tmp_path / "folder"
     media.write(media.Kind.HTTP, content, medium)
     found = {path.name: path.read_bytes() for path in medium.iterdir()}
-    sums = dict(reversed(line.split("  ")) for line in found.pop("SHA256SUMS").decode().splitlines())
+    lines = [line.split("  ") for line in found.pop("SHA256SUMS").decode().splitlines()]
+    sums = {name: digest for digest, name in lines}
     assert found == {"installer.efi": content.installer, **content.site_files}
     assert sums == {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
 

@@ -7,7 +7,11 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    generate_private_key,
+)
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -52,7 +56,9 @@ class Installable:
 
     def sign(self, **changes: object) -> None:
         """Write the manifest of the files that are there, and its signature."""
-        names = sorted(path.name for path in self.directory.iterdir() if path.suffix in (".efi", ".raw", ".auth"))
+        names = sorted(
+            path.name for path in self.directory.iterdir() if path.suffix in (".efi", ".raw", ".auth")
+        )
         names += ["verity-sig.json", "packages.json"]
         data = {name: (self.directory / name).read_bytes() for name in names}
         manifest = canonical_json(
@@ -71,7 +77,9 @@ class Installable:
             "signature": b64(key.sign(DOMAIN + manifest)),
         }  # fmt: skip
         (self.directory / "release.json").write_bytes(manifest)
-        (self.directory / "release.sig").write_bytes(canonical_json({"version": 1, "signatures": [signature]}))
+        (self.directory / "release.sig").write_bytes(
+            canonical_json({"version": 1, "signatures": [signature]})
+        )
 
     def write_keys(self, folder: Path) -> None:
         """site/, site.pub.pem, release.pub.pem, and the operator's identity, for the command line."""
