@@ -50,10 +50,10 @@ class Installation:
                 "release": self.release,
                 "root_hash": self.root_hash.hex(),
                 "source": self.source,
-                "disk": self.disk,
-                "message": self.message[:1024],
+                "disk": _plain(self.disk) if self.disk is not None else None,
+                "message": _plain(self.message[:1024]),
                 "findings": [
-                    {"code": item.code, "message": item.message[:256]}
+                    {"code": item.code, "message": _plain(item.message[:256])}
                     for item in self.findings[:_MOST_FINDINGS]
                 ],
                 "seconds": self.seconds,
@@ -78,6 +78,11 @@ class Installation:
             seconds=fields.integer("seconds", high=1 << 31),
         )
         fields.done()
+        # Anyone can send this, and it is shown on an administrator's terminal.
+        texts = (made.data_center, made.machine, made.release, made.source, made.disk, made.message)
+        told = [part for item in made.findings for part in (item.code, item.message)]
+        if not all((text or "").isprintable() for text in (*texts, *told)):
+            raise ParseError(f"{what}: a text with control characters")
         return made
 
     @property
@@ -93,6 +98,11 @@ class Installation:
             self.disk or "-",
         )
         return "/".join(parts).upper()
+
+
+def _plain(text: str) -> str:
+    """On one line, without control characters."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def _verdict(fields: Fields, what: str) -> Verdict:

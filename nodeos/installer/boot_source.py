@@ -1,7 +1,7 @@
 """Where this machine was started from, by the firmware's own measurement log. Pure.
 
 Firmware that starts an image measures it into PCR 4 with the image's device path; after HTTP boot that has a URI
-node. Sources: TCG PC Client Platform Firmware Profile 1.06, sections 10.2 (log) and 10.2.3 (UEFI_IMAGE_LOAD_EVENT);
+node. Sources: TCG PC Client Platform Firmware Profile 1.06, sections 10.2 and 10.2.3 (UEFI_IMAGE_LOAD_EVENT);
 UEFI 2.10, sections 10.3.1 (device path nodes) and 10.3.4.23 (URI). Every length is checked before it is used.
 """
 
