@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from image import cpio, installer, measure, pe
 from nodeos.core.errors import UsageError
+from nodeos.installer.cli import RELEASE
 from tests.support.pe import make_pe, sign_pe
 from tests.support.release import STUB, UKI, build_uki, stub
 
@@ -207,3 +208,40 @@ def read_cpio(data: bytes) -> dict[str, tuple[int, bytes]]:
         found[name] = (fields[1], data[start : start + fields[6]])
         at = start + fields[6]
         at += -at % 4
+
+
+ROOT = Path(__file__).resolve().parents[2]
+CONDITION = "ConditionKernelCommandLine=!nodeos.install"
+
+
+@pytest.mark.parametrize(
+    ("tree", "unit"),
+    [
+        ("image/initrd/extra", "nodeos-state.service"),
+        ("image/initrd/extra", "sysroot-var.mount"),
+        ("image/extra", "nodeos-agent.service"),
+        ("image/extra", "nodeos-replica.path"),
+        ("image/extra", "nodeos-replica.service"),
+    ],
+)
+def test_units_of_a_node_stay_out_of_an_installer(tree: str, unit: str) -> None:
+    units = ROOT / tree / "usr/lib/systemd/system"
+    assert (units / unit).is_file(), "the drop-in is for a unit that is there"
+    assert CONDITION in (units / f"{unit}.d/10-installer.conf").read_text()
+
+
+def test_units_of_an_installer_stay_out_of_a_node() -> None:
+    for tree, unit in (
+        ("image/initrd/extra", "nodeos-release.service"), ("image/extra", "nodeos-installer.service"),
+    ):  # fmt: skip
+        text = (ROOT / tree / "usr/lib/systemd/system" / unit).read_text()
+        assert "ConditionKernelCommandLine=nodeos.install" in text
+    wanted = ROOT / "image/initrd/extra/usr/lib/systemd/system/initrd-root-fs.target.requires"
+    assert (wanted / "nodeos-release.service").resolve() == wanted.parent / "nodeos-release.service"
+
+
+def test_paths_agree() -> None:
+    """What the archive unpacks to, what the initrd's program moves, and where the installer looks."""
+    script = (ROOT / "image/initrd/extra/usr/lib/nodeos/release").read_text()
+    assert f"from=/{installer.FOLDER}\n" in script
+    assert f"to={RELEASE}\n" in script
