@@ -57,7 +57,7 @@ class Artefact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptedPcr7:
-    """A value of PCR 7 that the state policy of a release is signed for; ``name`` says for people when it shows."""
+    """A value of PCR 7 that a release's state policy is signed for; ``name`` says for people when it shows."""
 
     name: str
     sha256: bytes
