@@ -1,4 +1,7 @@
-"""Reads an initrd: cpio archives in the "newc" form, one after another, each plain or compressed with zstd.
+"""Reads and writes initrds: cpio archives in the "newc" form, one after another, each plain or compressed with zstd.
+
+What is written is deterministic: owner 0:0, one time stamp, inodes counted up. The kernel unpacks archives that
+follow each other into one tree; each begins at a multiple of 4 bytes.
 
 Sources: Linux' Documentation/driver-api/early-userspace/buffer-format.rst (archives, padding between them),
 RFC 8878 section 3.1.1 (where a zstd frame ends). What is neither is a UsageError.
@@ -7,7 +10,8 @@ RFC 8878 section 3.1.1 (where a zstd frame ends). What is neither is a UsageErro
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from nodeos.core.run import run
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _MAGIC = (b"070701", b"070702")
 _HEADER = 110
+_LIMIT = 1 << 32
 _TRAILER = "TRAILER!!!"
 
 
@@ -128,3 +133,30 @@ def _decompress(frame: bytes, tools: Path) -> bytes:
     loader, libraries = tools / "usr/lib64/ld-linux-x86-64.so.2", tools / "usr/lib/x86_64-linux-gnu"
     command: list[str | Path] = [loader, "--library-path", libraries, tools / "usr/bin/zstd", "-dcq"]
     return run(command, what="unpacking the initrd", stdin=frame, timeout=120)
+
+
+def archive(files: Mapping[str, bytes], *, mtime: int, mode: int = 0o400, folder_mode: int = 0o700) -> bytes:
+    """An uncompressed archive of ``files``: path without a leading slash to content.
+
+    The folders above each file are added; everything is sorted by name. ``mtime`` is in seconds since 1970.
+    Raises UsageError for a path or a size that the format can't hold.
+    """
+    for path, data in files.items():
+        parts = path.split("/")
+        if not path.isascii() or "" in parts or "." in parts or ".." in parts or "\0" in path:
+            raise UsageError(f"{path!r} can't be a path in an initrd")
+        if len(data) >= _LIMIT:
+            raise UsageError(f"{path} is too large for an initrd: {len(data)} bytes")
+    folders = sorted({path[:i] for path in files for i, sign in enumerate(path) if sign == "/"})
+    entries: list[tuple[str, int, bytes]] = [(name, stat.S_IFDIR | folder_mode, b"") for name in folders]
+    entries += [(name, stat.S_IFREG | mode, files[name]) for name in sorted(files)]
+    parts_ = [part for number, entry in enumerate(entries, 1) for part in _written(number, mtime, *entry)]
+    parts_ += _written(0, 0, _TRAILER, 0, b"")
+    return b"".join(parts_)
+
+
+def _written(number: int, mtime: int, name: str, mode: int, data: bytes) -> tuple[bytes, bytes, bytes]:
+    links = 2 if stat.S_ISDIR(mode) else 1
+    fields = (number, mode, 0, 0, links, mtime & 0xFFFFFFFF, len(data), 0, 0, 0, 0, len(name) + 1, 0)
+    header = b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
+    return header + bytes(-len(header) % 4), data, bytes(-len(data) % 4)

@@ -20,9 +20,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nodeos import __version__
+from nodeos.core import installation
 from nodeos.core.errors import NodeosError, RefusedError, UsageError
 from nodeos.core.wire import canonical_json
 from provisioning.operator_auth import Caller
+from provisioning.registrar.installations import Installations
 from provisioning.registrar.lookups import ConflictError, NotFoundError
 from provisioning.registrar.operators import Operators
 from provisioning.registrar.recoveries import Recoveries
@@ -91,6 +93,7 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
 def make_app(service: Service) -> Starlette:
     """The application; closing its lifespan ends threads and store."""
     operators, recoveries = Operators(service), Recoveries(service)
+    installations = Installations(service.store, service.clock)
     machines_pool, operators_pool = Pool("machine"), Pool("operator")
     seconds = service.settings.request_seconds
 
@@ -131,6 +134,12 @@ def make_app(service: Service) -> Starlette:
         outcome = await machines_pool.run(lambda: service.poll(machine, body))
         return Response(outcome.to_bytes(), media_type="application/json")
 
+    async def installed(request: Request) -> Response:
+        body = await read_body(request, installation.LIMIT, seconds)
+        source = request.client.host if request.client is not None else ""
+        await machines_pool.run(lambda: installations.take(body, source))
+        return _json({"kept": True})
+
     def operator(
         answer: Callable[[Caller, Request, bytes], dict[str, Any]],
     ) -> Callable[[Request], Awaitable[Response]]:
@@ -154,6 +163,7 @@ def make_app(service: Service) -> Starlette:
 
     routes = [
         Route("/v1/health", health, methods=["GET"]),
+        Route(installation.PATH, installed, methods=["POST"]),
         Route("/v1/enrolments", enrol, methods=["POST"]),
         Route("/v1/enrolments/{machine}/evidence", evidence, methods=["POST"]),
         Route("/v1/enrolments/{machine}/status", status, methods=["POST"]),

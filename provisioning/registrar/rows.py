@@ -134,6 +134,17 @@ class RecoveryRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InstallationRow:
+    """What an installer reported from the address ``source``; nothing of it is proven. ``document`` is an
+    ``Installation``."""
+
+    at: int
+    source: str
+    data_center: str
+    document: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRow:
     """``actor`` is a principal, "machine", or "administrator"."""
 

@@ -92,7 +92,22 @@ def _recovery(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _signed_releases, _recovery)
+def _installations(connection: sqlite3.Connection) -> None:
+    """What installers report: said, not proven, so no other table refers to it."""
+    connection.execute(
+        """CREATE TABLE installation (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, source TEXT NOT NULL,
+            data_center TEXT NOT NULL, document BLOB NOT NULL)"""
+    )
+    connection.execute("CREATE INDEX installation_by_source ON installation (source, at)")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    _first,
+    _signed_releases,
+    _recovery,
+    _installations,
+)
 
 
 def migrate(connection: sqlite3.Connection) -> int:

@@ -23,6 +23,7 @@ from provisioning.registrar.rows import (
     AuditRow,
     CenterRow,
     Enrolment,
+    InstallationRow,
     NodeRow,
     RecoveryRow,
     ReleaseRow,
@@ -258,6 +259,31 @@ class Transaction:
     def drop_expired(self, at: int) -> None:
         self._db.execute("DELETE FROM session WHERE expires_at <= ?", (at,))
         self._db.execute("DELETE FROM operator_nonce WHERE expires_at <= ?", (at,))
+
+    # What installers report.
+
+    def count_installations(self, source: str, since: int) -> int:
+        row = self._one("SELECT count(*) FROM installation WHERE source = ? AND at > ?", source, since)
+        return int(row[0]) if row is not None else 0
+
+    def add_installation(self, row: InstallationRow, *, kept: int) -> None:
+        """Beyond ``kept`` rows the oldest go."""
+        self._db.execute(
+            "INSERT INTO installation (at, source, data_center, document) VALUES (?, ?, ?, ?)",
+            (row.at, row.source, row.data_center, row.document),
+        )
+        self._db.execute(
+            "DELETE FROM installation WHERE id <= (SELECT max(id) FROM installation) - ?", (kept,)
+        )
+
+    def installations(self, data_center: str | None, limit: int) -> list[InstallationRow]:
+        """The latest first; of one data centre or of all."""
+        rows = self._db.execute(
+            "SELECT at, source, data_center, document FROM installation"
+            " WHERE ?1 IS NULL OR data_center = ?1 ORDER BY id DESC LIMIT ?2",
+            (data_center, limit),
+        )
+        return [InstallationRow(**row) for row in rows]
 
     # Evidence, attestations, nodes.
 
