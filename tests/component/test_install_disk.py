@@ -76,7 +76,8 @@ def same(one: Path, other: Path) -> bool:
 
 def used(path: Path) -> dict[int, bytes]:
     """The chunks of a sparse file that aren't zero: reading all of its holes takes long."""
-    found, offset = {}, 0
+    found: dict[int, bytes] = {}
+    offset = 0
     with path.open("rb", buffering=0) as file:
         while True:
             try:
