@@ -103,6 +103,23 @@ def test_copies_that_differ() -> None:
     assert "another than the primary" in (found.word or "")
 
 
+@pytest.mark.parametrize(("field", "value"), [(32, 2**64 - 1), (72, 2**64 - 1), (72, SIZE // 512)])
+def test_places_outside_of_the_disk(field: int, value: int) -> None:
+    """AlternateLBA and PartitionEntryLBA, with a checksum that holds."""
+    data = disk(table())
+    struct.pack_into("<Q", data, 512 + field, value)
+    data[528:532] = bytes(4)
+    struct.pack_into("<I", data, 528, zlib.crc32(data[512:604]))
+
+    def read_at(offset: int, length: int) -> bytes:
+        assert 0 <= offset < SIZE
+        return bytes(data[offset : offset + length])
+
+    found = Table.parse(read_at, SIZE, 512)
+    assert found.partitions == table().partitions
+    assert found.word is not None
+
+
 def test_both_broken() -> None:
     data = disk(table())
     data[512] ^= 1
