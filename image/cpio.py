@@ -1,4 +1,4 @@
-"""Reads and writes initrds: cpio archives in the "newc" form, one after another, each plain or compressed with zstd.
+"""Reads and writes initrds: cpio archives in the "newc" form, one after another, each plain or zstd-compressed.
 
 What is written is deterministic: owner 0:0, one time stamp, inodes counted up. The kernel unpacks archives that
 follow each other into one tree; each begins at a multiple of 4 bytes.
