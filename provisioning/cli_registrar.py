@@ -149,17 +149,25 @@ def release() -> None:
 @release.command("add")
 @_directory
 @click.option("--allow-debug", is_flag=True, help="Accept a debug image, which has a shell.")
+@click.option("--release-key", "release_keys", type=_file, multiple=True, required=True,
+              help="The publisher's public key, release.pub.pem. Can be given more than once.")  # fmt: skip
+@click.option("--signature", type=_file, help="[default: release.sig beside the manifest]")
 @click.argument("file", type=_file)
 @click.pass_context
-def release_add(ctx: click.Context, directory: Path, allow_debug: bool, file: Path) -> None:
-    """Accept machines that run the release of this manifest (release.json of the build)."""
+def release_add(  # noqa: PLR0917
+    ctx: click.Context, directory: Path, allow_debug: bool, release_keys: tuple[Path, ...],
+    signature: Path | None, file: Path,
+) -> None:  # fmt: skip
+    """Accept machines that run the release of this manifest (release.json), which a release key has signed."""
     from contextlib import closing
 
     from provisioning.registrar import admin
     from provisioning.registrar.directory import Directory
 
     with closing(Directory(directory).open()) as store:
-        added = admin.add_release(store, file, allow_debug=allow_debug)
+        added = admin.add_release(
+            store, file, signature=signature, release_keys=release_keys, allow_debug=allow_debug
+        )
     emit(ctx, {"release": added.version, "variant": added.variant}, f"accepted: {added.version}")
 
 

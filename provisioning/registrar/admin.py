@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 
 from hsm.identity import public_key_of
 from hsm.keys import algorithm_of, public_der, read_public
@@ -16,7 +19,7 @@ from hsm.pin import read_pin
 from nodeos.core.errors import UsageError
 from nodeos.core.files import read_file
 from nodeos.core.principal import Principal
-from nodeos.core.release import Release, Variant
+from nodeos.core.release import Release, Variant, check_signature
 from nodeos.core.wire import ParseError
 from provisioning.registrar.rows import AuditRow, CenterRow, ReleaseRow, TrustRow
 from provisioning.registrar.service import now
@@ -80,10 +83,22 @@ def add_trust(store: Store, path: Path, *, pin_all: bool) -> list[Added]:
     return added
 
 
-def add_release(store: Store, path: Path, *, allow_debug: bool) -> Release:
-    """Accept machines of this release. Raises UsageError for a version that is there with other content."""
+def add_release(
+    store: Store, path: Path, *, signature: Path | None = None, release_keys: Sequence[Path], allow_debug: bool
+) -> Release:
+    """Accept machines of this release, which one of ``release_keys`` (PEM or DER files) must have signed.
+
+    ``signature`` is ``release.sig`` beside the manifest unless it is named. Raises RefusedError if no such key
+    signed it, and UsageError for a version that is there with other content.
+    """
+    trusted = [key for file in release_keys for key in read_release_keys(file)]
     document = read_file(path, "release manifest")
-    release = Release.parse(document, str(path))
+    hint = "a release is accepted only with its signature: copy release.sig beside release.json"
+    try:
+        signed = read_file(signature or path.with_name("release.sig"), "release signature", limit=1 << 16)
+    except UsageError as error:
+        raise UsageError(error.message, hint=hint) from error
+    release = check_signature(document, signed, trusted)
     if release.variant is Variant.DEBUG and not allow_debug:
         raise UsageError(
             f"{path}: {release.version} is a debug image, which lets people in",
@@ -149,6 +164,25 @@ def read_operator_key(path: Path) -> bytes:
     # What is accepted here must be what a request can be signed with.
     algorithm_of(key, f"operator key {path}")
     return public_der(key)
+
+
+def read_release_keys(path: Path) -> list[bytes]:
+    """The DER public keys of a release key file: several PEM blocks while one key is taking over from another.
+
+    Raises UsageError.
+    """
+    data = read_file(path, "release key", limit=1 << 16)
+    end = b"-----END PUBLIC KEY-----"
+    blocks = [part + end for part in data.split(end)[:-1]] or [data]
+    hint = "give the publisher's release.pub.pem"
+    try:
+        keys = [
+            load_pem_public_key(block) if block.lstrip().startswith(b"-----") else load_der_public_key(block)
+            for block in blocks
+        ]
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise UsageError(f"release key {path}: not a public key in PEM or DER", hint=hint) from error
+    return [public_der(key) for key in keys]
 
 
 def read_site_key(path: Path) -> bytes:

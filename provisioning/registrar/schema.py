@@ -64,7 +64,12 @@ def _first(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first,)
+def _signed_releases(connection: sqlite3.Connection) -> None:
+    """Forget releases that were accepted before manifests were signed: they are added again, with a signature."""
+    connection.execute("DELETE FROM release")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _signed_releases)
 
 
 def migrate(connection: sqlite3.Connection) -> int:

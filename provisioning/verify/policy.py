@@ -45,17 +45,24 @@ class Enrolled:
 def check_release(
     pcrs: Mapping[int, bytes], claimed: str, releases: Mapping[str, Release]
 ) -> tuple[Verdict, Release | None]:
-    """PCRs 4, 7 and 11 must be those of the release that the node says it runs."""
+    """PCRs 4 and 11 must be those of the release that the node says it runs, and PCR 7 one that it accepts.
+
+    Secure Boot was on for every PCR 7 that a release accepts. The values are those of the SHA-256 bank.
+    """
     release = releases.get(claimed)
     if release is None:
         known = ", ".join(sorted(releases)) or "none"
         refused = [finding("release.unknown", f"found {claimed!r}, known to this registrar: {known}")]
         return verdict("release", refused), None
-    expected = {4: release.pcrs[4], 7: release.pcrs[7], 11: release.pcr11[BootPhase.READY]}
+    phases = release.pcr11["sha256"]
+    expected = {4: release.pcrs["sha256"][4], 11: phases[BootPhase.READY]}
     refused = [
         _differs(index, pcrs[index], value) for index, value in expected.items() if pcrs[index] != value
     ]
-    phase = next((p for p, value in release.pcr11.items() if value == pcrs[11]), None)
+    if pcrs[7] not in {accepted.sha256 for accepted in release.accepted_pcr7}:
+        known = ", ".join(f"{accepted.sha256.hex()} ({accepted.name})" for accepted in release.accepted_pcr7)
+        refused.append(finding("pcr.7", f"{_WORDS[7]}: found {pcrs[7].hex()}, expected one of {known}"))
+    phase = next((p for p, value in phases.items() if value == pcrs[11]), None)
     if phase is not None and phase is not BootPhase.READY:
         refused.append(
             finding(

@@ -15,11 +15,12 @@ import pytest
 
 from nodeos import cli
 from nodeos.core.errors import RefusedError
-from nodeos.core.release import Artefact, BootPhase, Release, Variant
+from nodeos.core.release import Artefact
 from nodeos.core.run import run
 from nodeos.flash import writer
 from nodeos.flash.device import opened
 from nodeos.flash.disks import Device
+from tests.support import evidence
 
 MIB = 1 << 20
 DATA = random.Random(7).randbytes(5 * MIB) + bytes(9 * MIB) + random.Random(8).randbytes(MIB + 100)
@@ -50,11 +51,8 @@ def nodeos(*words: object) -> int:
 
 
 def manifest(image: Path, data: bytes) -> None:
-    release = Release(
-        version="1", variant=Variant.RELEASE, root_hash=bytes(32), kernel_command_line="",
-        artefacts={image.name: Artefact(size=len(data), sha256=hashlib.sha256(data).digest())},
-        pcrs={4: bytes(32), 7: bytes(32)}, pcr11=dict.fromkeys(BootPhase, bytes(32)), source_commit="x",
-    )  # fmt: skip
+    artefact = Artefact(size=len(data), sha256=hashlib.sha256(data).digest())
+    release = replace(evidence.release(), artefacts={image.name: artefact})
     image.with_name("release.json").write_bytes(release.to_bytes())
 
 

@@ -83,13 +83,14 @@ class RegistrarProcess:
             chosen.bind(("127.0.0.1", 0))
             port = int(chosen.getsockname()[1])
         here = cls(directory, port)
-        (directory.parent / "release.json").write_bytes(evidence.release().to_bytes())
+        release = directory.parent / "release.json"
+        release_key = evidence.write_release(release, evidence.release())
         operator = directory.parent / "operator.pub.pem"
         public = evidence.OPERATOR.public_key()
         operator.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
         here.command("init", "--name", "127.0.0.1")
         here.command("trust", "add", str(roots))
-        here.command("release", "add", str(directory.parent / "release.json"))
+        here.command("release", "add", "--release-key", str(release_key), str(release))
         center = ("--dc", "zh1", "--profile", "dev", "--reward-type", "type1")
         here.command(*("dc", "add", *center, "--operator-key", str(operator), "--site-key", str(site_key)))
         return here

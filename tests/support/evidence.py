@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from pathlib import Path
 
 import cbor2
 from cryptography import x509
@@ -35,7 +36,16 @@ from nodeos.core.protocol import (
     qualifying_data,
     secret_proof,
 )
-from nodeos.core.release import BootPhase, Release, Variant
+from nodeos.core.release import (
+    AcceptedPcr7,
+    BootPhase,
+    Release,
+    ReleaseKeys,
+    ReleaseSignature,
+    Variant,
+    signatures_to_bytes,
+    signed_message,
+)
 from nodeos.core.site import SIGNATURE_DOMAIN, SiteConfig
 from nodeos.core.wire import canonical_json
 from provisioning.verify.credential import kdfa, kdfe
@@ -50,6 +60,7 @@ AK_ATTRIBUTES = 0x00050072
 START = datetime(2025, 1, 1, tzinfo=UTC)
 END = datetime(2045, 1, 1, tzinfo=UTC)
 OPERATOR = ed25519.Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)
+RELEASE_KEY = ed25519.Ed25519PrivateKey.from_private_bytes(b"\x03" * 32)
 SITE_KEY = ed25519.Ed25519PrivateKey.from_private_bytes(b"\x02" * 32)
 CertificateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
@@ -296,10 +307,44 @@ def release(version: str = "1.0.0", variant: Variant = Variant.RELEASE) -> Relea
         root_hash=bytes(32),
         kernel_command_line="quiet",
         artefacts={},
-        pcrs={4: pcrs[4], 7: pcrs[7]},
-        pcr11=values,
+        security_version=1,
+        rollback_floor=1,
+        pcrs={
+            "sha256": {4: pcrs[4], 7: pcrs[7], 12: bytes(32), 13: bytes(32)},
+            "sha384": dict.fromkeys((4, 7, 12, 13), bytes(48)),
+        },
+        pcr11={"sha256": values, "sha384": dict.fromkeys(BootPhase, bytes(48))},
+        secure_boot_off={"sha256": dict.fromkeys((4, 7), bytes(32)), "sha384": dict.fromkeys((4, 7), bytes(48))},
+        accepted_pcr7=(
+            AcceptedPcr7(name="before the change of db", sha256=b"\x07" * 32, sha384=bytes(48)),
+            AcceptedPcr7(name="enrolled", sha256=pcrs[7], sha384=bytes(48)),
+        ),
+        keys=ReleaseKeys(db=bytes(32), pcr=(bytes(32),), release=_release_key_id(), verity=bytes(32)),
         source_commit="0" * 40,
+        source_date_epoch=1_767_225_600,
     )
+
+
+
+def _release_key_id() -> bytes:
+    return hashlib.sha256(spki(RELEASE_KEY)).digest()
+
+
+def write_release(path: Path, made: Release) -> Path:
+    """The manifest, ``release.sig`` beside it, and the public key ``release.pub.pem``, which is returned."""
+    document = made.to_bytes()
+    path.write_bytes(document)
+    signature = ReleaseSignature(
+        key=_release_key_id(), algorithm="ed25519", signature=RELEASE_KEY.sign(signed_message(document))
+    )
+    path.with_name("release.sig").write_bytes(signatures_to_bytes([signature]))
+    public = path.with_name("release.pub.pem")
+    public.write_bytes(
+        RELEASE_KEY.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    return public
 
 
 def inventory() -> dict[str, object]:

@@ -45,10 +45,10 @@ def center(name: str = "dc1", operator: bytes | None = None) -> CenterRow:
 
 
 def write_files(folder: Path) -> tuple[Path, Path]:
-    """Root and release as files."""
+    """Root and release as files; its signature and ``release.pub.pem`` are beside the release."""
     roots, release = folder / "roots.pem", folder / "release.json"
     roots.write_bytes(ev.pem(ev.root().der))
-    release.write_bytes(ev.release().to_bytes())
+    ev.write_release(release, ev.release())
     return roots, release
 
 
@@ -87,7 +87,8 @@ class Registrar:
         self.store = self.directory.open()
         roots, release = write_files(folder)
         admin.add_trust(self.store, roots, pin_all=False)
-        admin.add_release(self.store, release, allow_debug=False)
+        self.release_key = release.with_name("release.pub.pem")
+        admin.add_release(self.store, release, release_keys=[self.release_key], allow_debug=False)
         admin.add_center(self.store, center())
         self.clock = Clock()
         self.service = Service(self.store, self.directory.settings(), self.clock)

@@ -56,7 +56,8 @@ class Served:
         site_key.write_bytes(ev.site_key_pem())
         identity = write_identity(folder)
         nodeos("registrar", "trust", "add", "--dir", directory, roots)
-        nodeos("registrar", "release", "add", "--dir", directory, release)
+        key = release.with_name("release.pub.pem")
+        nodeos("registrar", "release", "add", "--dir", directory, "--release-key", key, release)
         served = cls(folder=folder, identity=identity)
         served.add_center(identity)
         return served

@@ -6,7 +6,7 @@ import json
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -501,13 +501,13 @@ def test_settings_are_strict(registrar: Registrar) -> None:
 
 def test_administrators_mistakes(registrar: Registrar, tmp_path: Path) -> None:
     debug, leaf = tmp_path / "debug.json", tmp_path / "leaf.pem"
-    debug.write_bytes(ev.release("2.0.0", Variant.DEBUG).to_bytes())
+    keys = [ev.write_release(debug, ev.release("2.0.0", Variant.DEBUG))]
     with pytest.raises(UsageError, match="debug image"):
-        admin.add_release(registrar.store, debug, allow_debug=False)
-    admin.add_release(registrar.store, debug, allow_debug=True)
-    debug.write_bytes(replace(ev.release("2.0.0", Variant.DEBUG), root_hash=b"\x01" * 32).to_bytes())
+        admin.add_release(registrar.store, debug, release_keys=keys, allow_debug=False)
+    admin.add_release(registrar.store, debug, release_keys=keys, allow_debug=True)
+    ev.write_release(debug, replace(ev.release("2.0.0", Variant.DEBUG), root_hash=b"\x01" * 32))
     with pytest.raises(UsageError, match="there already"):
-        admin.add_release(registrar.store, debug, allow_debug=True)
+        admin.add_release(registrar.store, debug, release_keys=keys, allow_debug=True)
     leaf.write_bytes(ev.pem(ev.issuing().issue(ev.rsa_key().public_key())))
     with pytest.raises(UsageError, match="is no authority"):
         admin.add_trust(registrar.store, leaf, pin_all=False)
@@ -542,3 +542,48 @@ def test_operator_keys_in_every_form(tmp_path: Path) -> None:
         token.write_bytes(wrong)
         with pytest.raises(UsageError):
             admin.read_operator_key(token)
+
+
+def test_only_signed_releases_are_accepted(registrar: Registrar, tmp_path: Path) -> None:
+    manifest = tmp_path / "two.json"
+    key = ev.write_release(manifest, ev.release("2.0.0"))
+    signature = manifest.with_name("release.sig")
+
+    def add(keys: Sequence[Path]) -> None:
+        admin.add_release(registrar.store, manifest, release_keys=keys, allow_debug=False)
+
+    with pytest.raises(RefusedError, match=r"release\.unsigned"):
+        add([])
+    other = tmp_path / "other.pem"
+    other.write_bytes(ev.site_key_pem())
+    with pytest.raises(RefusedError, match=r"release\.unsigned"):
+        add([other])
+    manifest.write_bytes(ev.release("2.0.1").to_bytes())
+    with pytest.raises(RefusedError, match=r"release\.signature"):
+        add([key])
+    signed = signature.read_bytes()
+    signature.unlink()
+    with pytest.raises(UsageError, match="release signature"):
+        add([key])
+    key.write_bytes(b"no key")
+    with pytest.raises(UsageError, match="not a public key"):
+        add([key])
+    with registrar.store.read() as tx:
+        assert [row.version for row in tx.releases()] == ["1.0.0"]
+    manifest.write_bytes(ev.release("2.0.0").to_bytes())
+    (tmp_path / "elsewhere").write_bytes(signed)
+    both = tmp_path / "both.pem"
+    ev.write_release(tmp_path / "scratch.json", ev.release())
+    both.write_bytes(ev.site_key_pem() + (tmp_path / "release.pub.pem").read_bytes())
+    admin.add_release(
+        registrar.store, manifest, signature=tmp_path / "elsewhere", release_keys=[both], allow_debug=False
+    )
+
+
+def test_releases_that_were_accepted_unsigned_are_forgotten(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "old.db", isolation_level=None)) as connection:
+        schema._first(connection)
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute("INSERT INTO release VALUES ('1.0.0', x'00', 0, NULL)")
+        assert schema.migrate(connection) == len(schema.MIGRATIONS) - 1
+        assert connection.execute("SELECT count(*) FROM release").fetchone() == (0,)
