@@ -1,4 +1,4 @@
-"""Signs the updates (.auth files) of the Secure Boot variables PK, KEK, db and dbx, and applies them like firmware.
+"""Signs the updates (.auth files) of the Secure Boot variables PK, KEK, db and dbx, and applies them.
 
 Source: UEFI 2.10, section 8.2.2 (EFI_VARIABLE_AUTHENTICATION_2). ``nodeos.core.efilists`` reads and writes the
 signature lists in them. Every refusal is a UsageError. Nothing here depends on the clock: the time of an update is
