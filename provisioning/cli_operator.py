@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from nodeos.cli import emit
+from provisioning.cli_options import plain
 
 _file = click.Path(path_type=Path, dir_okay=False)
 
@@ -47,6 +48,48 @@ def init(  # noqa: PLR0917
         ctx,
         {"principal": str(principal), "identity": str(out), "new_key": made},
         f"operator {principal}, identity {out}",
+    )
+
+
+@commands.command("allow-erase")
+@click.argument("challenge", type=_file)
+@click.option(
+    "--identity", required=True, type=_file, envvar="NODEOS_IDENTITY", help="The operator's identity file."
+)
+@click.option("--pin-file", type=_file, envvar="NODEOS_PIN_FILE", help="File with the token's PIN.")
+@click.option(
+    "--hours", type=click.IntRange(1, 168), default=4, show_default=True, help="How long it is good for."
+)
+@click.option("--out", required=True, type=_file, help="The erase token to write. It holds no secret.")
+@click.pass_context
+def allow_erase(  # noqa: PLR0917
+    ctx: click.Context, challenge: Path, identity: Path, pin_file: Path | None, hours: int, out: Path
+) -> None:
+    """Permit an installer to erase the disk of CHALLENGE, once.
+
+    CHALLENGE is the file that `nodeos install` makes when it refuses a disk with data on it. Look at the disk that
+    it names: all of its content will be lost.
+    """
+    import time
+
+    from hsm.identity import open_identity
+    from hsm.pin import read_pin
+    from nodeos.core.erase import DOMAIN, Challenge, EraseToken
+    from nodeos.core.files import read_file, write_new
+
+    asked = Challenge.parse(read_file(challenge, "the erase challenge", limit=1 << 14), str(challenge))
+    document = asked.permission(expires=int(time.time()) + hours * 3600)
+    with open_identity(identity, lambda: read_pin(pin_file)) as signer:
+        token = EraseToken(
+            document=document, public_key=signer.public_key, signature=signer.sign(DOMAIN + document)
+        )
+    write_new(out, token.to_bytes(), mode=0o644)
+    disk = asked.disk
+    told = plain(f"model {disk.model!r}, serial {disk.serial!r}, {disk.size} bytes")
+    emit(
+        ctx,
+        {"token": str(out), "disk": disk.to_json(), "hours": hours},
+        f"{out}: good for {hours} hours to erase, once, the disk {told}",
     )
 
 

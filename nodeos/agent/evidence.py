@@ -21,6 +21,7 @@ from nodeos.core.protocol import (
     NodeKeys,
     Statement,
     StateVolume,
+    UpdateStatus,
     qualifying_data,
     secret_proof,
 )
@@ -49,8 +50,9 @@ def read_release(path: Path) -> str:
 
 
 def make_statement(
-    config: Config, *, keys: NodeKeys, volume: StateVolume, memory_encryption: str, fingerprint: bytes
-) -> Statement:
+    config: Config, *, keys: NodeKeys, volume: StateVolume, memory_encryption: str, fingerprint: bytes,
+    update: UpdateStatus | None = None,
+) -> Statement:  # fmt: skip
     return Statement(
         boot_id=boot_id(),
         release=read_release(config.os_release),
@@ -58,6 +60,7 @@ def make_statement(
         volume=volume,
         memory_encryption=memory_encryption,
         fingerprint=fingerprint,
+        update=update,
     )
 
 

@@ -91,6 +91,7 @@ def prepare(config: Config, parts: Parts, console: Console, stop: Stop) -> Enrol
         volume=protection,
         memory_encryption=memory.memory_encryption(),
         fingerprint=fingerprint,
+        update=update_status(config),
     )
     client = Client(settings.registrar_url, ca=settings.registrar_ca)
     return Enrolment(
@@ -105,6 +106,12 @@ def prepare(config: Config, parts: Parts, console: Console, stop: Stop) -> Enrol
         statement=statement.to_bytes(),
         record=record,
     )
+
+
+def update_status(config: Config) -> UpdateStatus | None:
+    """Which version runs and which one failed, from the ESP; None where no kernel image with a version is."""
+    status = blessing.update_status(Paths(esp=config.esp.parent, os_release=config.os_release))
+    return status
 
 
 def check_site(config: Config, console: Console) -> tuple[SignedSite, SiteConfig]:

@@ -3,19 +3,19 @@ command finishes the work.
 
 In this order:
 
-1. copy the release into a directory that only root can write; everything is verified on that copy, so nobody can
-   exchange a file between the check and the use of it
+1. copy the release into a directory that only root can write; everything is verified on that copy, so nobody
+   can exchange a file between the check and the use of it
 2. verify and preflight; a refusal leaves nothing behind
 3. keep what the next boot needs after its blessing (boot loader, db.auth, dbx.auth)
-4. if the boot loader's content changed: the new one, since PCR 4 must be the new release's; the running version still
-   starts under it
-5. systemd-sysupdate: root, hash tree and signature into the other slot, the UKI last. Until the UKI is there under its
-   own name, systemd-boot knows nothing of the new version
+4. if the boot loader's content changed: the new one, since PCR 4 must be the new release's; the running version
+   still starts under it
+5. systemd-sysupdate: root, hash tree and signature into the other slot, the UKI last. Until the UKI is there
+   under its own name, systemd-boot knows nothing of the new version
 6. a version that is there already, tried and given up: it gets its tries again
 7. on a declared rollback, the running version is set aside: it is newer, and would be started first
 
-systemd-sysupdate runs with ``Verify=no``: what it would check is a list of hashes signed with OpenPGP, and the node
-has no OpenPGP key. Step 2 checked the same files, by the release key.
+systemd-sysupdate runs with ``Verify=no``: what it would check is a list of hashes signed with OpenPGP, and the
+node has no OpenPGP key. Step 2 checked the same files, by the release key.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pathlib import Path
 
 from nodeos.core.errors import Finding, NodeosError, RefusedError, UsageError
 from nodeos.core.files import read_file, write_atomic
+from nodeos.core.layout import SIGNATURE_SIZE, signature_uuid
 from nodeos.core.release import Release
 from nodeos.core.run import run
 from nodeos.update.candidate import (
@@ -47,7 +48,7 @@ from nodeos.update.candidate import (
 )
 from nodeos.update.entries import DIRECTORY, TRIES, BootEntry, of_version, read_entries, rollback_renames
 from nodeos.update.machine import LOADERS, Paths, trusted_release_keys, verity_certificates
-from nodeos.update.preflight import SLOT, Facts, preflight
+from nodeos.update.preflight import Facts, preflight
 
 SYSUPDATE = Path("/usr/lib/systemd/systemd-sysupdate")
 _CHUNK = 1 << 20
@@ -129,8 +130,6 @@ def run_sysupdate(paths: Paths, version: str) -> None:
 
 def partition_uuids(root_hash: bytes) -> dict[str, uuid.UUID]:
     """The UUIDs by which the initrd finds a slot (systemd-veritysetup-generator(8), nodeos.core.layout)."""
-    from nodeos.core.layout import signature_uuid
-
     return {
         ROOT: uuid.UUID(bytes=root_hash[:16]),
         VERITY: uuid.UUID(bytes=root_hash[16:]),
@@ -201,7 +200,7 @@ def _offer(paths: Paths, candidate: Candidate) -> None:
     _make_empty(paths.incoming)
     # systemd reads the whole partition and takes nothing but zeros after the JSON: none of an older one may stay.
     signature = paths.staging / SIGNATURE
-    os.truncate(signature, SLOT[SIGNATURE])
+    os.truncate(signature, SIGNATURE_SIZE)
     kinds = {ROOT: "root.raw", VERITY: "verity.raw", SIGNATURE: "verity-sig.raw"}
     for name, number in partition_uuids(candidate.root_hash).items():
         (paths.staging / name).rename(paths.incoming / f"nodeos_{candidate.version}_{number}.{kinds[name]}")

@@ -1,14 +1,17 @@
-"""A new version is blessed once the node is attested again and its replica has caught up, and only then do its
+"""A new version is blessed once the node is attested again and its replica has caught up, and only then do
+its
 changes that can't be taken back take effect.
 
-A boot that systemd-boot counts (LoaderBootCountPath) is a trial. The agent's first passed attestation of a boot leaves
-a mark in /run, which starts ``nodeos update bless``: it asks the replica, and has systemd-bless-boot take the counter
-off the UKI's name. If that didn't happen within 15 minutes of the start (nodeos-fallback.timer), ``nodeos update
-give-up`` restarts the machine, and with the third restart systemd-boot takes the version before. A boot that isn't
-counted (a fresh installation that waits for its operator, for instance) is never restarted.
+A boot that systemd-boot counts (LoaderBootCountPath) is a trial. The agent's first passed attestation of a
+boot leaves a mark in /run, which starts ``nodeos update bless``: it asks the replica, and has
+systemd-bless-boot take the counter off the UKI's name. If that didn't happen within 15 minutes of the start
+(nodeos-fallback.timer), ``nodeos update give-up`` restarts the machine, and with the third restart
+systemd-boot takes the version before. A boot that isn't counted (a fresh installation that waits for its
+operator, for instance) is never restarted.
 
-After the blessing, in this order, and again after a power cut: raise the TPM's rollback floor; put the release's boot
-loader on the ESP; apply its db, then its dbx; forget the PCR-policy keys that the release no longer has.
+After the blessing, in this order, and again after a power cut: raise the TPM's rollback floor; put the
+release's boot loader on the ESP; apply its db, then its dbx; forget the PCR-policy keys that the release no
+longer has.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from nodeos.core.release import Release
 from nodeos.core.run import run
 from nodeos.update import machine
 from nodeos.update.apply import write_loader
-from nodeos.update.candidate import LOADER, RELEASE, VARIABLES, read_release
+from nodeos.update.candidate import LOADER, VARIABLES
 from nodeos.update.entries import can_fall_back, failed_version, read_entries
 from nodeos.update.machine import Paths, Tpm
 
@@ -43,7 +46,8 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What a blessing reaches the outside through. ``forget_keys`` is told which policy keys (SHA-256) stay."""
+    """What a blessing reaches the outside through. ``forget_keys`` is told which policy keys (SHA-256)
+    stay."""
 
     replica_health: Callable[[], str]
     mark_good: Callable[[Paths], None]
@@ -55,7 +59,8 @@ class Parts:
 def bless(
     paths: Paths, parts: Parts, tell: Tell, *, attested: Path = ATTESTED, blessed: Path = BLESSED
 ) -> None:
-    """Bless this boot if it is on trial, and finish the update. Can be run again; does nothing if all is done.
+    """Bless this boot if it is on trial, and finish the update. Can be run again; does nothing if all is
+    done.
 
     Raises RefusedError if the node isn't healthy yet, NodeosError if a step failed.
     """
@@ -64,9 +69,7 @@ def bless(
         check_health(parts, attested)
         parts.mark_good(paths)
         if on_trial(paths, version):
-            raise NodeosError(
-                f"the version {version} is still on trial after its blessing", hint="see the ESP"
-            )
+            raise NodeosError(f"{version} is still on trial after its blessing", hint="see the ESP")
         write_atomic(blessed, b"")
         tell(f"{version} is blessed")
     finish(paths, parts, tell, version)
@@ -90,8 +93,9 @@ def check_health(parts: Parts, attested: Path) -> None:
 
 
 def finish(paths: Paths, parts: Parts, tell: Tell, version: str) -> None:
-    """What follows a blessing. ``paths.pending`` goes away last, so a power cut leaves the rest to the next boot."""
-    release = pending_release(paths)
+    """What follows a blessing. ``paths.pending`` goes away last, so a power cut leaves the rest to the next
+    boot."""
+    release = machine.pending_release(paths)
     if release is None or release.version != version:
         return
     if not machine.is_blessed(read_entries(paths.esp), version):
@@ -109,13 +113,6 @@ def finish(paths: Paths, parts: Parts, tell: Tell, version: str) -> None:
         tell(f"Secure Boot: {name} is the release's")
     parts.forget_keys(release.keys.pcr)
     shutil.rmtree(paths.pending)
-
-
-def pending_release(paths: Paths) -> Release | None:
-    """The release whose blessing is awaited. Its signature is checked again: the file lay on a disk."""
-    if not (paths.pending / RELEASE).exists():
-        return None
-    return read_release(paths.pending, machine.trusted_release_keys(paths))
 
 
 def _pending_file(paths: Paths, release: Release, name: str) -> bytes:
@@ -150,7 +147,8 @@ def mark_good(paths: Paths) -> None:
 
 
 def replica_health(address: tuple[str, int] = REPLICA) -> str:
-    """What the replica says of itself (Internet Computer Interface Specification, "Request: Status endpoint")."""
+    """What the replica says of itself (Internet Computer Interface Specification, "Request: Status
+    endpoint")."""
     import cbor2
 
     connection = http.client.HTTPConnection(*address, timeout=10)
@@ -173,4 +171,5 @@ def replica_health(address: tuple[str, int] = REPLICA) -> str:
 
 
 def keep_all_keys(keys: Sequence[bytes]) -> None:
-    """Until the state volume can drop a policy key, old ones stay: they open nothing that this node still starts."""
+    """Until the state volume can drop a policy key, old ones stay: they open nothing that this node still
+    starts."""

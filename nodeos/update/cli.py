@@ -73,8 +73,9 @@ def apply(ctx: click.Context, release_dir: Path, rollback: bool, esp: Path, tcti
 @click.pass_context
 def status(ctx: click.Context, esp: Path) -> None:
     """Show the running version, whether it is blessed, and what else is installed."""
-    from nodeos.update.blessing import on_trial, pending_release, update_status
+    from nodeos.update.blessing import on_trial, update_status
     from nodeos.update.entries import read_entries
+    from nodeos.update.machine import pending_release
 
     paths = _paths(esp)
     found = update_status(paths)

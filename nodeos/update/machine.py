@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from nodeos.core.efilists import EFI_GLOBAL
 from nodeos.core.errors import NodeosError, UsageError
 from nodeos.core.files import read_file
-from nodeos.core.release import Variant, parse_variant
+from nodeos.core.release import Release, Variant, parse_variant
 from nodeos.core.wire import ParseError, parse_json, parse_text
-from nodeos.update.candidate import LOADER, read_image
+from nodeos.update.candidate import LOADER, RELEASE, read_image, read_release
 from nodeos.update.entries import DIRECTORY, BootEntry, of_version, read_entries
 from nodeos.update.preflight import Facts
 from nodeos.update.variables import EFIVARS, read_lists, read_variable
@@ -146,7 +146,7 @@ def gather_facts(paths: Paths, open_tpm: Callable[[], Tpm]) -> Facts:
         )
     uki = read_image(read_file(paths.esp / DIRECTORY / entry.name, "UKI", limit=1 << 30), entry.name)
     loader = read_image(read_file(paths.esp / LOADERS[0], "boot loader", limit=1 << 26), LOADER)
-    tpm = open_tpm()
+    tpm, pending = open_tpm(), pending_release(paths)
     return Facts(
         version=version,
         variant=running_variant(paths),
@@ -159,7 +159,15 @@ def gather_facts(paths: Paths, open_tpm: Callable[[], Tpm]) -> Facts:
         uki_signer=uki.signer,
         policy_keys=policy_keys(paths),
         floor=tpm.read_floor(),
+        pending=None if pending is None else pending.version,
     )
+
+
+def pending_release(paths: Paths) -> Release | None:
+    """The release whose blessing is awaited. Its signature is checked again: the file lay on a disk."""
+    if not (paths.pending / RELEASE).exists():
+        return None
+    return read_release(paths.pending, trusted_release_keys(paths))
 
 
 def free_space(esp: Path, entries: Sequence[BootEntry], running: str) -> int:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from cryptography import x509
 
-from nodeos.core import secureboot
+from nodeos.core import layout, secureboot
 from nodeos.core.efilists import Update, certificates, parse_lists
 from nodeos.core.errors import Finding, UsageError
 from nodeos.core.release import Variant
@@ -30,16 +30,15 @@ from nodeos.update.versions import older
 
 # Room that stays on the ESP beside the new UKI: vfat's own tables, and the boot loader's files.
 ESP_MARGIN = 16 << 20
-_MIB = 1 << 20
-# The partitions of a slot (nodeos.core.layout).
-SLOT = {ROOT: 1024 * _MIB, VERITY: 32 * _MIB, SIGNATURE: _MIB}
+SLOT = {ROOT: layout.ROOT_SIZE, VERITY: layout.VERITY_SIZE, SIGNATURE: layout.SIGNATURE_SIZE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """The machine. ``variables`` are the values of PK, KEK, db and dbx, ``pcr7`` is of this boot (SHA-256);
     ``policy_keys`` (SHA-256 of DER) are those that the state volume is sealed under. ``esp_free`` is what is free
-    on the ESP once the UKI of the other slot is gone, in bytes; ``loader`` is the boot loader there.
+    on the ESP once the UKI of the other slot is gone, in bytes; ``loader`` is the boot loader there; ``pending``
+    the version whose update was not finished yet.
     """
 
     version: str
@@ -53,6 +52,7 @@ class Facts:
     uki_signer: bytes
     policy_keys: Sequence[bytes]
     floor: int
+    pending: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,12 @@ class Step:
 
 def preflight(facts: Facts, candidate: Candidate, *, rollback: bool = False) -> tuple[Problem, ...]:
     """Every problem, in the order of the checks; none means that the release may be written."""
-    found = [*_version(facts, candidate, rollback=rollback), *_parts(candidate), *_room(facts, candidate)]
+    found = [
+        *_version(facts, candidate, rollback=rollback),
+        *_unfinished(facts),
+        *_parts(candidate),
+        *_room(facts, candidate),
+    ]
     if not facts.secure_boot:
         todo = "switch it on in the firmware's setup"
         found.append(Problem(code="firmware.secure_boot", reason="Secure Boot is off", todo=todo))
@@ -104,6 +109,10 @@ def _version(facts: Facts, candidate: Candidate, *, rollback: bool) -> Iterator[
     elif older(candidate.version, facts.version) and not rollback:
         reason = f"{candidate.version} is older than the running {facts.version}"
         yield Problem(code="version.older", reason=reason, todo="declare a rollback with --rollback")
+    try:
+        layout.check_version(candidate.version)
+    except UsageError as error:
+        yield Problem(code="version.form", reason=error.message, todo="release it under another version")
     if candidate.variant != facts.variant:
         reason = f"a {candidate.variant} image, this system is a {facts.variant} image"
         yield Problem(code="variant", reason=reason, todo="take the release of the same variant")
@@ -116,6 +125,12 @@ def _version(facts: Facts, candidate: Candidate, *, rollback: bool) -> Iterator[
         yield Problem(
             code="boot.unblessed", reason=reason, todo="wait until the node is attested and healthy"
         )
+
+
+def _unfinished(facts: Facts) -> Iterator[Problem]:
+    if facts.pending == facts.version:
+        reason = f"the update to the running {facts.version} is not finished: its db or dbx may not be applied"
+        yield Problem(code="update.unfinished", reason=reason, todo="wait for nodeos-bless.service, or see its log")
 
 
 def _parts(candidate: Candidate) -> Iterator[Problem]:
@@ -176,7 +191,7 @@ def _unseals(facts: Facts, candidate: Candidate, steps: Sequence[Step]) -> Itera
     values = {item.pcrs[7] for item in usable}
     for step, value in zip(steps, _predicted(facts, candidate, steps), strict=True):
         if value is None:
-            reason = f"PCR 7 can't be told in advance (state: {step.name}): this firmware measures more than others"
+            reason = f"PCR 7 can't be told in advance (state: {step.name}): this firmware measures more"
             todo = "install a release that doesn't change the signer, db or dbx"
             yield Problem(code="pcr7.unknown", reason=reason, todo=todo)
         elif value not in values:

@@ -1,8 +1,9 @@
 """Writes a release's db and dbx to the firmware, through efivarfs.
 
-The kernel guards Secure Boot's variables with the immutable flag (Documentation/filesystems/efivarfs.rst); it is taken
-off for the write and put back. A write is one call: attributes, then the .auth file. The firmware checks the signature
-itself. What is applied already is left alone, so this can be run again after a power cut.
+The kernel guards Secure Boot's variables with the immutable flag (Documentation/filesystems/efivarfs.rst); it
+is taken off for the write and put back. A write is one call: attributes, then the .auth file. The firmware
+checks the signature itself. What is applied already is left alone, so this can be run again after a power
+cut.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def apply_variables(
     """Apply the .auth files of db and dbx, db first; returns the names of the variables that were written.
 
     db comes first: the new signer must be known before the old one is revoked, and the release was signed for
-    that order. Raises UsageError if no key in KEK or PK signed an update, NodeosError if the firmware refuses it.
+    that order. Raises UsageError if no key in KEK or PK signed an update, NodeosError if the firmware refuses
+    it.
     """
     written = []
     for name in VARIABLES:

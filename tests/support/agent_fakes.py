@@ -254,6 +254,7 @@ def make_config(directory: Path) -> Config:
         userspace_log=directory / "userspace.log",
         os_release=directory / "os-release",
         network_directory=directory / "network",
+        attested=directory / "run" / "attested",
     )
     report = {"made_this_boot": True, "luks_uuid": UUID, "device": "/dev/state"}
     config.volume_report.write_text(json.dumps(report))

@@ -75,10 +75,12 @@ def test_a_good_update_passes() -> None:
     [
         ("version.running", {}, {"version": "1.0"}),
         ("version.older", {}, {"version": "0.9"}),
+        ("version.form", {}, {"version": "1.1_x"}),
         ("variant", {"variant": Variant.DEBUG}, {}),
         ("floor", {}, {"security_version": 0}),
         ("boot.unblessed", {"entries": parse_entries(["nodeos_1.0+2-1.efi"])}, {}),
         ("boot.unblessed", {"entries": ()}, {}),
+        ("update.unfinished", {"pending": "1.0"}, {}),
         ("root_hash", {}, {"root_hash_problem": "another"}),
         ("verity.signature", {}, {"verity_problem": "none"}),
         ("esp.space", {"esp_free": (50 << 20) + ESP_MARGIN - 1}, {}),
