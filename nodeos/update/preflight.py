@@ -129,8 +129,12 @@ def _version(facts: Facts, candidate: Candidate, *, rollback: bool) -> Iterator[
 
 def _unfinished(facts: Facts) -> Iterator[Problem]:
     if facts.pending == facts.version:
-        reason = f"the update to the running {facts.version} is not finished: its db or dbx may not be applied"
-        yield Problem(code="update.unfinished", reason=reason, todo="wait for nodeos-bless.service, or see its log")
+        reason = (
+            f"the update to the running {facts.version} is not finished: its db or dbx may not be applied"
+        )
+        yield Problem(
+            code="update.unfinished", reason=reason, todo="wait for nodeos-bless.service, or see its log"
+        )
 
 
 def _parts(candidate: Candidate) -> Iterator[Problem]:
