@@ -154,7 +154,9 @@ def _copy(paths: Paths, directory: Path) -> None:
     # Its names decide what else is copied: no other file of a stranger's directory is touched.
     release = read_release(paths.staging, trusted_release_keys(paths))
     for name in files_of(release):
-        _copy_file(directory / name, paths.staging / name, limit=release.artefacts[name].size + 1)
+        # One that the manifest leaves out is told by the check that follows.
+        if name in release.artefacts:
+            _copy_file(directory / name, paths.staging / name, limit=release.artefacts[name].size + 1)
 
 
 def _copy_file(source: Path, target: Path, limit: int = 1 << 20) -> None:

@@ -193,7 +193,11 @@ def _unseals(facts: Facts, candidate: Candidate, steps: Sequence[Step]) -> Itera
         yield Problem(code="pcr_key", reason=reason, todo=todo)
         return
     values = {item.pcrs[7] for item in usable}
+    told: set[bytes | None] = set()
     for step, value in zip(steps, _predicted(facts, candidate, steps), strict=True):
+        if value in told:
+            continue
+        told.add(value)
         if value is None:
             reason = f"PCR 7 can't be told in advance (state: {step.name}): this firmware measures more"
             todo = "install a release that doesn't change the signer, db or dbx"

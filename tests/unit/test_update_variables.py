@@ -72,14 +72,16 @@ def test_an_update_by_a_stranger_is_never_written(firmware: Firmware) -> None:
 
 
 def test_the_guard_is_put_back_after_a_refusal(firmware: Firmware) -> None:
-    firmware.path("db").chmod(0o400)
-    path = firmware.path("db")
-    data = path.read_bytes()
-    path.unlink()
-    path.mkdir()  # a write to it fails
-    with pytest.raises((NodeosError, OSError)):
-        firmware.apply(db=auth("db", lists("new")))
-    assert data
+    def immutable(descriptor: int, wanted: bool) -> bool:
+        firmware.calls.append(wanted)
+        if not wanted:
+            firmware.path("db").unlink()
+            firmware.path("db").mkdir()  # what the firmware refuses
+        return True
+
+    with pytest.raises(NodeosError, match="the firmware refuses the new db"):
+        apply_variables({"db": auth("db", lists("new"))}, firmware.directory, immutable)
+    assert firmware.calls == [False, True]
 
 
 def test_variables_that_are_not_there_are_empty(tmp_path: Path) -> None:
