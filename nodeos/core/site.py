@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256K1, SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from nodeos.core.errors import Finding, RefusedError
 from nodeos.core.principal import Principal
-from nodeos.core.wire import ParseError, canonical_json, parse_json, parse_text
+from nodeos.core.wire import Fields, ParseError, b64, canonical_json, parse_json, parse_text
 
 SIGNATURE_DOMAIN = b"nodeos-site-v1\x00"
 PCR = 12
@@ -32,12 +34,17 @@ class Network:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteConfig:
-    """One data centre's settings. ``registrar_ca`` is the PEM certificate that signs the registrar's own."""
+    """One data centre's settings. ``registrar_ca`` is the PEM certificate that signs the registrar's own.
+
+    ``operator_key`` is the DER of the operator's recovery key (P-256 or secp256k1): the key of every state volume
+    is encrypted to it before the volume holds anything, so without it no volume is made.
+    """
 
     data_center: str
     registrar_url: str
     registrar_ca: str
     operator: Principal
+    operator_key: bytes
     node_reward_type: str
     network: Network | None = None
 
@@ -49,6 +56,7 @@ class SiteConfig:
                 "data_center": self.data_center,
                 "registrar": {"url": self.registrar_url, "ca": self.registrar_ca},
                 "operator": str(self.operator),
+                "operator_key": b64(self.operator_key),
                 "node_reward_type": self.node_reward_type,
                 "network": None
                 if network is None
@@ -80,6 +88,7 @@ class SiteConfig:
             registrar_url=registrar.text("url", limit=256),
             registrar_ca=registrar.text("ca", limit=8192),
             operator=Principal.parse(fields.text("operator")),
+            operator_key=_operator_key(fields, what),
             node_reward_type=fields.text("node_reward_type", limit=16),
             network=network,
         )
@@ -88,6 +97,27 @@ class SiteConfig:
         if not config.registrar_url.startswith("https://"):
             raise ParseError(f"{what}.registrar.url: must begin with https://")
         return config
+
+
+def _operator_key(fields: Fields, what: str) -> bytes:
+    """Raises ParseError for anything but the canonical DER of a key that secrets can be encrypted to."""
+    path = f"{what}.operator_key"
+    if not fields.has("operator_key"):
+        raise ParseError(
+            f"{path}: missing: this configuration was made before state volumes had a recovery key",
+            hint="make the operator's recovery key with `nodeos operator init`, and the medium again with "
+            "`nodeos media make --operator-key`",
+        )
+    der = fields.data("operator_key", limit=256)
+    try:
+        key = load_der_public_key(der)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ParseError(f"{path}: not a public key in DER") from error
+    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1 | SECP256K1):
+        raise ParseError(f"{path}: neither a P-256 nor a secp256k1 key, so nothing can be encrypted to it")
+    if key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != der:
+        raise ParseError(f"{path}: not in the canonical form")
+    return der
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

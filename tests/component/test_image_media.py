@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from hsm.keys import public_der
 from image import media
 from image.measure import read_esp
 from nodeos.core.errors import RefusedError, ToolError, UsageError
@@ -21,6 +22,7 @@ SITE = SiteConfig(
     registrar_url="https://registrar.example.org:8443",
     registrar_ca="-----BEGIN CERTIFICATE-----\n",
     operator=Principal.parse("2vxsx-fae"),
+    operator_key=public_der(generate_private_key(SECP256R1()).public_key()),
     node_reward_type="type1",
     network=Network(addresses=("2001:db8::2/64",), gateways=("2001:db8::1",), dns=("2001:db8::53",)),
 )

@@ -37,6 +37,8 @@ from nodeos.core.protocol import (
     secret_proof,
 )
 from nodeos.core.site import SIGNATURE_DOMAIN, Network, SiteConfig
+from nodeos.core.statereport import Mode, StateReport
+from tests.support import evidence
 
 OPERATOR = Principal.self_authenticating(b"operator")
 SECRET = b"s" * 32
@@ -225,6 +227,7 @@ def make_site(url: str, ca: str, network: Network | None = None, operator: Princ
             registrar_url=url,
             registrar_ca=ca,
             operator=operator,
+            operator_key=evidence.spki(evidence.RECOVERY),
             node_reward_type="type1",
             network=network,
         ),
@@ -232,13 +235,23 @@ def make_site(url: str, ca: str, network: Network | None = None, operator: Princ
 
 
 UUID = "6a4e0f0e-52a5-4f0c-9e2c-111111111111"
-METADATA = {
-    "keyslots": {"0": {"type": "luks2"}},
-    "tokens": {
-        "0": {"type": "systemd-tpm2", "keyslots": ["0"], "tpm2-pcrs": [7], "tpm2_pubkey_pcrs": [11]},
-        "1": {"type": "systemd-recovery", "keyslots": ["1"]},
-    },
-}
+METADATA = {"keyslots": {"0": {"type": "luks2"}}, "tokens": {}}
+
+
+def state_report(device: str, *, made: bool = True) -> bytes:
+    """What the initial RAM disk's phase hands over for an open volume."""
+    report = StateReport(
+        mode=Mode.OPEN,
+        made_this_boot=made,
+        luks_uuid=UUID,
+        device=device,
+        policy_keys=(b"p" * 32,),
+        policy_pcrs=(7, 11, 15),
+        floor=1,
+        security_version=1,
+        creation_proven=True,
+    )
+    return report.to_bytes()
 
 
 def make_config(directory: Path) -> Config:
@@ -256,8 +269,7 @@ def make_config(directory: Path) -> Config:
         network_directory=directory / "network",
         attested=directory / "run" / "attested",
     )
-    report = {"made_this_boot": True, "luks_uuid": UUID, "device": "/dev/state"}
-    config.volume_report.write_text(json.dumps(report))
+    config.volume_report.write_bytes(state_report("/dev/state"))
     config.os_release.write_text('ID=debian\nIMAGE_VERSION="1.2.3"\n')
     config.firmware_log.write_bytes(b"firmware")
     config.userspace_log.write_bytes(b"userspace")

@@ -47,6 +47,7 @@ from nodeos.core.release import (
     signed_message,
 )
 from nodeos.core.site import SIGNATURE_DOMAIN, SiteConfig
+from nodeos.core.statereport import Mode
 from nodeos.core.wire import canonical_json
 from provisioning.verify.credential import kdfa, kdfe
 from provisioning.verify.tpm import Attribute
@@ -61,6 +62,8 @@ START = datetime(2025, 1, 1, tzinfo=UTC)
 END = datetime(2045, 1, 1, tzinfo=UTC)
 OPERATOR = ed25519.Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)
 RELEASE_KEY = ed25519.Ed25519PrivateKey.from_private_bytes(b"\x03" * 32)
+# Secrets are encrypted to it: the operator's second key.
+RECOVERY = ec.derive_private_key(3, ec.SECP256R1())
 SITE_KEY = ed25519.Ed25519PrivateKey.from_private_bytes(b"\x02" * 32)
 CertificateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
@@ -277,6 +280,7 @@ def site(**changes: object) -> SiteConfig:
         registrar_url="https://registrar.test:8443",
         registrar_ca="-----BEGIN CERTIFICATE-----\n",
         operator=Principal.self_authenticating(spki(OPERATOR)),
+        operator_key=spki(RECOVERY),
         node_reward_type="type1",
     )
     return replace(base, **changes)  # type: ignore[arg-type]
@@ -505,6 +509,7 @@ class Machine:
     clock: int = 1000
     reset_count: int = 1
     made_this_boot: bool = True
+    creation_proven: bool = True
     luks_uuid: str = "11111111-2222-3333-4444-555555555555"
     volume: bytes = b"volume key"
     fingerprint: bytes = field(default_factory=report)
@@ -546,10 +551,13 @@ class Machine:
             release=self.release,
             keys=self.keys,
             volume=StateVolume(
+                mode=Mode.OPEN,
                 luks_uuid=self.luks_uuid,
                 made_this_boot=self.made_this_boot,
-                signed_pcrs=(11,),
-                literal_pcrs=(7,),
+                policy_keys=(b"p" * 32,),
+                policy_pcrs=(7, 11, 15),
+                floor=1,
+                creation_proven=self.creation_proven,
             ),
             memory_encryption=self.memory_encryption,
             fingerprint=self.fingerprint,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,12 +15,14 @@ from nodeos.core.errors import RefusedError
 from nodeos.core.principal import Principal
 from nodeos.core.site import SIGNATURE_DOMAIN, Network, SignedSite, SiteConfig
 from nodeos.core.wire import ParseError
+from tests.support.evidence import RECOVERY, spki
 
 SITE = SiteConfig(
     data_center="zh1",
     registrar_url="https://registrar.example:8443",
     registrar_ca="-----BEGIN CERTIFICATE-----\n",
     operator=Principal(b"\x01\x02"),
+    operator_key=spki(RECOVERY),
     node_reward_type="type1",
     network=Network(addresses=("192.0.2.7/24",), gateways=("192.0.2.1",), dns=()),
 )
@@ -37,6 +40,7 @@ def signed(document: bytes, domain: bytes = SIGNATURE_DOMAIN) -> SignedSite:
         registrar_url=st.text(max_size=200).map("https://".__add__),
         registrar_ca=st.text(max_size=100),
         operator=st.binary(max_size=29).map(Principal),
+        operator_key=st.integers(1, 1 << 200).map(lambda n: spki(ec.derive_private_key(n, ec.SECP256K1()))),
         node_reward_type=st.text(max_size=16),
         network=st.none()
         | st.builds(
