@@ -146,6 +146,23 @@ def read_public(path: Path, what: str, *, hint: str) -> PublicKeyTypes:
         raise UsageError(f"{what} {path}: not a public key in PEM or DER", hint=hint) from error
 
 
+def parse_publics(data: bytes, what: str, *, hint: str) -> list[bytes]:
+    """Every public key of a file as DER, of whatever kind: PEM blocks one after the other, or one key in DER.
+
+    Raises UsageError if there is none.
+    """
+    end = b"-----END PUBLIC KEY-----"
+    blocks = [part + end for part in data.split(end)[:-1]] or [data]
+    try:
+        keys = [
+            load_pem_public_key(block) if block.lstrip().startswith(b"-----") else load_der_public_key(block)
+            for block in blocks
+        ]
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise UsageError(f"{what}: not public keys in PEM or DER", hint=hint) from error
+    return [public_der(key) for key in keys]
+
+
 def verify(public_key: bytes, message: bytes, signature: bytes) -> None:
     """Check a signature of ``message`` under a DER key of PEOPLE.
 

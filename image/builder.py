@@ -14,12 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from image import apt, measure, mkosi, wheels
-from image.keys import BuildKeys
+from image import apt, measure, mkosi, verity, wheels
+from image.efivars import payload
+from image.keys import KeySet
 from nodeos import __version__
 from nodeos.core.errors import NodeosError, ToolError, UsageError
 from nodeos.core.files import write_atomic
-from nodeos.core.release import Artefact, Release, Variant
+from nodeos.core.release import AcceptedPcr7, Artefact, Release, ReleaseKeys, Variant
 from nodeos.core.run import find_tool, run
 
 NEEDED_SPACE = 6 << 30
@@ -35,7 +36,7 @@ class Config:
 
     source: Path
     work: Path
-    keys: BuildKeys
+    keys: KeySet
     variant: Variant = Variant.RELEASE
     version: str = __version__
 
@@ -139,12 +140,12 @@ def prepare_sandbox(context: Context) -> None:
     write_atomic(tree / "common/etc/apt/sources.list.d/mkosi.sources", sources)
     keys = context.config.keys
     private = tree / "image"
-    for name in (keys.pcr_key, keys.pcr_public_key):
+    for name in (keys.path("pcr.key"), keys.public_file("pcr")):
         write_atomic(private / f"{_SANDBOX_KEYS[1:]}/{name.name}", name.read_bytes(), mode=0o600)
     ukify = (
-        f"[UKI]\nPCRPKey={_SANDBOX_KEYS}/{keys.pcr_public_key.name}\n\n[PCRSignature:initrd]\n"
-        f"PCRPrivateKey={_SANDBOX_KEYS}/{keys.pcr_key.name}\n"
-        f"PCRPublicKey={_SANDBOX_KEYS}/{keys.pcr_public_key.name}\nPhases=enter-initrd\n"
+        f"[UKI]\nPCRPKey={_SANDBOX_KEYS}/pcr.pub.pem\n\n[PCRSignature:initrd]\n"
+        f"PCRPrivateKey={_SANDBOX_KEYS}/pcr.key\n"
+        f"PCRPublicKey={_SANDBOX_KEYS}/pcr.pub.pem\nPhases=enter-initrd\n"
     )
     write_atomic(private / "usr/lib/systemd/ukify.conf", ukify.encode())
 
@@ -200,13 +201,13 @@ def build_image(context: Context, initrd: Path, packages: Path) -> None:
         f"--image-version={config.version}",
         "--output=nodeos",
         f"--sandbox-tree={private}",
-        f"--secure-boot-key={keys.secure_boot_key}",
-        f"--secure-boot-certificate={keys.secure_boot_certificate}",
-        f"--verity-key={keys.verity_key}",
-        f"--verity-certificate={keys.verity_certificate}",
+        f"--secure-boot-key={keys.path('db.key')}",
+        f"--secure-boot-certificate={keys.path('db.crt')}",
+        f"--verity-key={keys.path('verity.key')}",
+        f"--verity-certificate={keys.path('verity.crt')}",
         f"--build-sources={packages}:wheels",
         f"--extra-tree={context.sandbox / 'extra'}:/",
-        f"--extra-tree={keys.site_public_key}:/usr/lib/nodeos/site.pub.pem",
+        f"--extra-tree={keys.public_file('site')}:/usr/lib/nodeos/site.pub.pem",
         f"--build-directory={config.work / 'mkosi.build'}",
         f"--environment=VARIANT={config.variant}",
         # The initrd's build made it.
@@ -290,21 +291,37 @@ def finish(context: Context) -> Built:
         path.resolve().replace(fresh / name)
     bootloader = measure.read_esp(fresh / "nodeos.raw", "EFI/BOOT/BOOTX64.EFI")
     uki = measure.Uki.read(fresh / "nodeos.efi")
-    measure.check_pcr_signature(uki)
     enrolled = {
         name: measure.read_esp(fresh / "nodeos.raw", f"loader/keys/auto/{name}.auth")
         for name in ("PK", "KEK", "db")
     }
     measure.check_kernel_signer(uki, enrolled["db"])
+    lists = {name: payload(data) for name, data in enrolled.items()}
+    predicted = measure.predict(bootloader, uki, lists, None)
     release = Release(
         version=config.version,
         variant=config.variant,
         root_hash=uki.root_hash,
         kernel_command_line=uki.command_line,
         artefacts={name: describe(fresh / name) for name in ("nodeos.raw", "nodeos.efi", "packages.json")},
-        pcrs={4: measure.pcr4(bootloader, uki.data), 7: measure.pcr7(enrolled)},
-        pcr11=measure.pcr11(uki),
+        security_version=1,
+        rollback_floor=1,
+        pcrs=predicted.pcrs,
+        pcr11=predicted.pcr11,
+        secure_boot_off=predicted.secure_boot_off,
+        accepted_pcr7=(
+            AcceptedPcr7(
+                name="enrolled", sha256=predicted.pcrs["sha256"][7], sha384=predicted.pcrs["sha384"][7]
+            ),
+        ),
+        keys=ReleaseKeys(
+            db=verity.fingerprint(config.keys.certificate("db")),
+            pcr=(hashlib.sha256(config.keys.public("pcr")).digest(),),
+            release=hashlib.sha256(config.keys.public("release")).digest(),
+            verity=verity.fingerprint(config.keys.certificate("verity")),
+        ),
         source_commit=source_commit(config.source),
+        source_date_epoch=source_date_epoch(config.source),
     )
     write_atomic(fresh / "release.json", release.to_bytes())
     shutil.rmtree(context.output, ignore_errors=True)

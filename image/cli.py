@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from image import signing_cli
 from nodeos import __version__
 from nodeos.cli import emit, wants_json
 from nodeos.core.files import read_file
@@ -17,8 +18,10 @@ SOURCE = Path(__file__).resolve().parent.parent
 
 @click.group()
 def commands() -> None:
-    """Build, measure and boot the node image."""
+    """Build, sign, verify and boot the node image."""
 
+
+signing_cli.register(commands)
 
 work_option = click.option(
     "--work", type=click.Path(path_type=Path), default=SOURCE / "build", show_default="build",
@@ -29,23 +32,6 @@ variant_option = click.option(
     "--variant", type=click.Choice([str(item) for item in Variant]), default=str(Variant.RELEASE),
     show_default=True, help="release, or debug with a root shell on the console.",
 )  # fmt: skip
-
-
-@commands.command()
-@click.argument("directory", type=click.Path(path_type=Path))
-@variant_option
-@click.pass_context
-def keygen(ctx: click.Context, directory: Path, variant: str) -> None:
-    """Make the keys of a build in DIRECTORY: Secure Boot, verity, PCR policy, site.
-
-    Keys that are there already are never overwritten. A debug image has keys of its own: signed like a release it
-    could open the state of a node.
-    """
-    from image import keys
-
-    made = keys.generate(directory, Variant(variant))
-    files = sorted(path.name for path in made.directory.iterdir())
-    emit(ctx, {"directory": str(directory), "files": files}, f"{directory}: {', '.join(files)}")
 
 
 @commands.command()
@@ -60,11 +46,11 @@ def keygen(ctx: click.Context, directory: Path, variant: str) -> None:
 def build(ctx: click.Context, work: Path, keys_: Path | None, variant: str, version: str) -> None:
     """Build the image. Needs root and a Debian package mirror; the first build takes some minutes."""
     from image import builder
-    from image.keys import BuildKeys, keys_of
+    from image.keys import KeySet, keys_of
     from image.steps import Steps
 
     work = work.absolute()
-    keys = BuildKeys(directory=keys_.absolute()) if keys_ else keys_of(work, Variant(variant))
+    keys = KeySet(directory=keys_.absolute()) if keys_ else keys_of(work, Variant(variant))
     steps = Steps(1, as_json=wants_json(ctx))
     config = builder.Config(source=SOURCE, work=work, keys=keys, variant=Variant(variant), version=version)
     with steps.step(f"Build the {variant} image") as step:
@@ -99,12 +85,12 @@ def verify_build(ctx: click.Context, work: Path, keys_: Path | None, variant: st
     import shutil
 
     from image import builder, reproduce
-    from image.keys import BuildKeys, keys_of
+    from image.keys import KeySet, keys_of
     from image.steps import Steps
     from nodeos.core.errors import RefusedError
 
     work = work.absolute()
-    keys = BuildKeys(directory=keys_.absolute()) if keys_ else keys_of(work, Variant(variant))
+    keys = KeySet(directory=keys_.absolute()) if keys_ else keys_of(work, Variant(variant))
     steps = Steps(3, as_json=wants_json(ctx))
     place = work / "verify-build"
     shutil.rmtree(place, ignore_errors=True)
@@ -206,7 +192,9 @@ def _describe(release: Release) -> str:
         f"root hash  {release.root_hash.hex()}",
         *(f"{name:<10} {item.size:>11} bytes  sha256 {item.sha256.hex()}"
           for name, item in sorted(release.artefacts.items())),
-        *(f"PCR {index:<6} {value.hex()}" for index, value in sorted(release.pcrs.items())),
-        *(f"PCR 11     {value.hex()}  after {phase}" for phase, value in release.pcr11.items()),
+        f"floor      security version {release.security_version}, rollback floor {release.rollback_floor}",
+        *(f"PCR {index:<6} {value.hex()}" for index, value in sorted(release.pcrs["sha256"].items())),
+        *(f"PCR 11     {value.hex()}  after {phase}" for phase, value in release.pcr11["sha256"].items()),
+        *(f"accepts    {item.sha256.hex()}  as PCR 7: {item.name}" for item in release.accepted_pcr7),
     ]  # fmt: skip
     return "\n".join(lines)

@@ -169,9 +169,9 @@ def build_image(context: Context, step: Step) -> builder.Built:
         "variant": str(release.variant),
         "root_hash": release.root_hash.hex(),
         "predicted_pcrs": {
-            "4": release.pcrs[4].hex(),
-            "7": release.pcrs[7].hex(),
-            **{f"11 after {phase}": value.hex() for phase, value in release.pcr11.items()},
+            "4": release.pcrs["sha256"][4].hex(),
+            "7": release.pcrs["sha256"][7].hex(),
+            **{f"11 after {phase}": value.hex() for phase, value in release.pcr11["sha256"].items()},
         },
     }
     return built
@@ -195,17 +195,20 @@ def prepare(context: Context, built: builder.Built, step: Step) -> None:
     registrar = context.path("registrar")
     context.nodeos("registrar", "init", "--dir", registrar, "--name", _GUEST_SEES_HOST, "--name", "127.0.0.1")
     context.nodeos("registrar", "trust", "add", "--dir", registrar, ca.roots)
-    context.nodeos("registrar", "release", "add", "--dir", registrar, built.release)
+    context.nodeos(
+        "registrar", "release", "add", "--dir", registrar, "--release-key", keys.public_file("release"),
+        built.release,
+    )  # fmt: skip
     context.nodeos(
         "registrar", "dc", "add", "--dir", registrar, "--dc", DATA_CENTER,
         "--operator-key", context.path("operator.json"), "--profile", "dev",
-        "--reward-type", REWARD_TYPE, "--site-key", keys.site_public_key,
+        "--reward-type", REWARD_TYPE, "--site-key", keys.public_file("site"),
     )  # fmt: skip
     context.registrar_port, context.replica_port = free_port(), free_port()
     context.steps.say("the medium and the machine")
     medium = context.path("medium.raw")
     context.nodeos(
-        "media", "make", medium, "--image", built.disk, "--site-key", keys.site_key,
+        "media", "make", medium, "--image", built.disk, "--site-key", keys.path("site.key"),
         "--dc", DATA_CENTER, "--registrar", f"https://{_GUEST_SEES_HOST}:{context.registrar_port}",
         "--ca", registrar / "ca.pem", "--operator", operator["principal"], "--reward-type", REWARD_TYPE,
     )  # fmt: skip

@@ -10,7 +10,6 @@ src/boot/measure.c of systemd 257 (PCR 11), systemd-pcrphase.service(8) (boot ph
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 import uuid
 import warnings
@@ -24,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from image.efivars import EFI_GLOBAL, IMAGE_SECURITY_DATABASE, VENDORS, X509, Entry, parse_lists, payload
 from image.pe import authenticode, section_contents, signatures
 from nodeos.core.errors import UsageError
-from nodeos.core.release import BootPhase
+from nodeos.core.release import BANKS, BootPhase
 from nodeos.core.run import find_tool, run
 
 # The order in which systemd-stub measures the sections; .pcrsig is never measured.
@@ -66,11 +65,15 @@ class Uki:
     @classmethod
     def read(cls, path: Path) -> Uki:
         """Raises UsageError if the file is no PE image or lacks the sections of a UKI."""
-        data = path.read_bytes()
-        sections = section_contents(data, str(path))
+        return cls.parse(path.read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, data: bytes, what: str) -> Uki:
+        """As ``read``; ``what`` names the image in errors."""
+        sections = section_contents(data, what)
         missing = {".linux", ".initrd", ".cmdline"} - set(sections)
         if missing:
-            raise UsageError(f"{path}: no unified kernel image, it lacks {', '.join(sorted(missing))}")
+            raise UsageError(f"{what}: no unified kernel image, it lacks {', '.join(sorted(missing))}")
         return cls(data=data, sections=sections)
 
     @property
@@ -96,11 +99,6 @@ def pcr11(uki: Uki, bank: str = "sha256") -> dict[BootPhase, bytes]:
         value = extend(value, _hash(bank, phase.encode()), bank)
         phases[phase] = value
     return phases
-
-
-def pcr11_in_initrd(uki: Uki, bank: str) -> bytes:
-    """PCR 11 of any bank at the phase ``enter-initrd``."""
-    return pcr11(uki, bank)[BootPhase.ENTER_INITRD]
 
 
 def pcr4(bootloader: bytes, uki: bytes, *, bank: str = "sha256", secure_boot: bool = True) -> bytes:
@@ -181,6 +179,35 @@ def variable_data(vendor: uuid.UUID, name: str, data: bytes) -> bytes:
     return vendor.bytes_le + struct.pack("<QQ", len(name), len(data)) + name.encode("utf-16-le") + data
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """What a boot of a release shows, by bank: the fields of that name in ``nodeos.core.release.Release``."""
+
+    pcrs: Mapping[str, Mapping[int, bytes]]
+    pcr11: Mapping[str, Mapping[BootPhase, bytes]]
+    secure_boot_off: Mapping[str, Mapping[int, bytes]]
+
+
+def predict(
+    bootloader: bytes, uki: Uki, lists: Mapping[str, bytes], authority: x509.Certificate | None
+) -> Predictions:  # fmt: skip
+    """The predictions for signed images, and the release's own Secure Boot variables (see ``pcr7_of_lists``)."""
+    pcrs, phases, off = {}, {}, {}
+    for bank, size in BANKS.items():
+        pcrs[bank] = {
+            4: pcr4(bootloader, uki.data, bank=bank),
+            7: pcr7_of_lists(lists, bank=bank, authority=authority),
+            12: bytes(size),
+            13: bytes(size),
+        }
+        phases[bank] = pcr11(uki, bank)
+        off[bank] = {
+            4: pcr4(bootloader, uki.data, bank=bank, secure_boot=False),
+            7: pcr7_of_lists({}, bank=bank, secure_boot=False),
+        }
+    return Predictions(pcrs=pcrs, pcr11=phases, secure_boot_off=off)
+
+
 def signers(data: bytes, what: str) -> list[x509.Certificate]:
     """All certificates in the Authenticode signatures of a PE image (WIN_CERTIFICATE, PKCS #7)."""
     found: list[x509.Certificate] = []
@@ -247,41 +274,3 @@ def read_esp(disk: Path, name: str) -> bytes:
         [mcopy, "-n", "-i", esp_of(disk), f"::{name}", "-"],
         what=f"reading {name} from {disk}",
     )
-
-
-# The TPM's names of the banks that a policy can be signed for (TPM 2.0 Part 2, table 9).
-_BANKS = {"sha1": 0x0004, "sha256": 0x000B, "sha384": 0x000C, "sha512": 0x000D}
-
-
-def policy_pcr(pcr: int, value: bytes, *, bank: str = "sha256") -> bytes:
-    """The digest of a TPM policy that demands one PCR value (TPM 2.0 Part 3, TPM2_PolicyPCR).
-
-    ``bank`` is the PCR's; the policy's own hash is SHA-256, as systemd's always is.
-    """
-    selection = bytearray(3)
-    selection[pcr // 8] |= 1 << pcr % 8
-    command = struct.pack(">IIHB", 0x0000017F, 1, _BANKS[bank], 3) + bytes(selection)
-    return _sha256(bytes(32) + command + _sha256(value))
-
-
-def check_pcr_signature(uki: Uki) -> None:
-    """Hold the UKI's PCR signature to the prediction: one a bank, for PCR 11 in the initrd and no later phase.
-
-    All banks count: the volume's policy takes what the key signed, whichever bank that was for. Raises UsageError
-    otherwise: with no signature the state would be bound to PCR 7 alone, with more the running system could
-    unseal it.
-    """
-    wrong = "the UKI's PCR signature is not the one that was asked for"
-    try:
-        banks = json.loads(uki.sections[".pcrsig"].rstrip(b"\0"))
-        found = {bank: [(entry["pcrs"], entry["pol"]) for entry in banks[bank]] for bank in banks}
-    except (KeyError, ValueError, TypeError) as error:
-        raise UsageError(f"{wrong}: it can't be read: {error}") from error
-    if ".pcrpkey" not in uki.sections:
-        raise UsageError("the UKI carries no PCR policy key")
-    if "sha256" not in found or not found.keys() <= _BANKS.keys():
-        raise UsageError(f"{wrong}: it is for the banks {', '.join(sorted(found))}")
-    for bank, policies in found.items():
-        expected = [([11], policy_pcr(11, pcr11_in_initrd(uki, bank), bank=bank).hex())]
-        if policies != expected:
-            raise UsageError(f"{wrong}: bank {bank} has {policies}, expected {expected}")

@@ -135,8 +135,8 @@ def compare_measurements(first: Release, second: Release) -> tuple[Finding, ...]
         {
             "root hash": release.root_hash.hex(),
             "kernel command line": release.kernel_command_line,
-            **{f"PCR {index}": value.hex() for index, value in release.pcrs.items()},
-            **{f"PCR 11 after {phase}": value.hex() for phase, value in release.pcr11.items()},
+            **{f"PCR {index}": value.hex() for index, value in release.pcrs["sha256"].items()},
+            **{f"PCR 11 after {phase}": value.hex() for phase, value in release.pcr11["sha256"].items()},
         }
         for release in (first, second)
     ]

@@ -57,7 +57,7 @@ class Artefact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptedPcr7:
-    """A value of PCR 7 that the state policy of a release is signed for; ``name`` says for people when it shows."""
+    """A value of PCR 7 that a release's state policy is signed for; ``name`` says for people when it shows."""
 
     name: str
     sha256: bytes
@@ -306,9 +306,7 @@ def _verify(
     short = item.key.hex()[:16]
     algorithm = "ed25519" if isinstance(key, ed25519.Ed25519PublicKey) else "ecdsa-p256"
     if item.algorithm != algorithm:
-        raise _refused(
-            "release.signature", f"the key {short} signs with {algorithm}, not {item.algorithm!r}"
-        )
+        raise _refused("release.signature", f"the key {short} signs with {algorithm}, not {item.algorithm!r}")
     try:
         if isinstance(key, ed25519.Ed25519PublicKey):
             key.verify(item.signature, message)

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 
 from hsm.identity import public_key_of
-from hsm.keys import algorithm_of, public_der, read_public
+from hsm.keys import algorithm_of, parse_publics, public_der, read_public
 from hsm.pin import read_pin
 from nodeos.core.errors import UsageError
 from nodeos.core.files import read_file
@@ -84,7 +82,12 @@ def add_trust(store: Store, path: Path, *, pin_all: bool) -> list[Added]:
 
 
 def add_release(
-    store: Store, path: Path, *, signature: Path | None = None, release_keys: Sequence[Path], allow_debug: bool
+    store: Store,
+    path: Path,
+    *,
+    signature: Path | None = None,
+    release_keys: Sequence[Path],
+    allow_debug: bool,
 ) -> Release:
     """Accept machines of this release, which one of ``release_keys`` (PEM or DER files) must have signed.
 
@@ -172,17 +175,7 @@ def read_release_keys(path: Path) -> list[bytes]:
     Raises UsageError.
     """
     data = read_file(path, "release key", limit=1 << 16)
-    end = b"-----END PUBLIC KEY-----"
-    blocks = [part + end for part in data.split(end)[:-1]] or [data]
-    hint = "give the publisher's release.pub.pem"
-    try:
-        keys = [
-            load_pem_public_key(block) if block.lstrip().startswith(b"-----") else load_der_public_key(block)
-            for block in blocks
-        ]
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise UsageError(f"release key {path}: not a public key in PEM or DER", hint=hint) from error
-    return [public_der(key) for key in keys]
+    return parse_publics(data, f"release key {path}", hint="give the publisher's release.pub.pem")
 
 
 def read_site_key(path: Path) -> bytes:

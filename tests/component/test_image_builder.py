@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization.pkcs7 import PKCS7SignatureBui
 
 from image import apt, builder, measure
 from image.builder import Built, Config, Context
-from image.keys import BuildKeys, generate
+from image.keys import KeySet, generate
 from nodeos.core.errors import NodeosError, ToolError, UsageError
 from nodeos.core.release import BootPhase, Release, Variant
 from nodeos.core.run import run
@@ -32,12 +32,12 @@ KERNEL = make_pe({".text": b"a kernel"})
 
 
 @pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> BuildKeys:
+def keys(tmp_path_factory: pytest.TempPathFactory) -> KeySet:
     return generate(tmp_path_factory.mktemp("build") / "keys")
 
 
 @pytest.fixture
-def context(tmp_path: Path, keys: BuildKeys, monkeypatch: pytest.MonkeyPatch) -> Context:
+def context(tmp_path: Path, keys: KeySet, monkeypatch: pytest.MonkeyPatch) -> Context:
     archives = [
         apt.Archive(uri="http://mirror.example.org/debian", security=False),
         apt.Archive(uri="http://mirror.example.org/debian-security", security=True),
@@ -50,7 +50,7 @@ def context(tmp_path: Path, keys: BuildKeys, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_missing_key_ends_the_build_before_anything_is_made(context: Context, tmp_path: Path) -> None:
     config = Config(
-        source=tmp_path / "source", work=tmp_path / "work", keys=BuildKeys(directory=tmp_path / "none")
+        source=tmp_path / "source", work=tmp_path / "work", keys=KeySet(directory=tmp_path / "none")
     )
     with pytest.raises(UsageError, match="keys are missing"):
         builder.build(config, lambda _: None)
@@ -201,9 +201,7 @@ def test_initrd_is_the_file_not_its_link(context: Context, tmp_path: Path) -> No
     assert builder.build_initrd(context) == context.config.work / "mkosi/initrd.cpio.zst"
 
 
-def make_outputs(
-    context: Context, *, pcrsig: bool = True, kernel: bytes = KERNEL, db: bytes = b"db" * 9
-) -> dict[str, bytes]:
+def make_outputs(context: Context, *, kernel: bytes = KERNEL, db: bytes = b"db" * 9) -> dict[str, bytes]:
     """What mkosi leaves: a disk, a UKI and a list of packages. Returns the disk's files and the UKI."""
     made = context.config.work / "mkosi"
     made.mkdir(parents=True, exist_ok=True)
@@ -214,11 +212,6 @@ def make_outputs(
         ".initrd": b"an initrd",
     }
     (made / "nodeos.efi").write_bytes(make_pe(sections))
-    image = measure.Uki.read(made / "nodeos.efi")
-    value = measure.pcr11(image)[BootPhase.ENTER_INITRD]
-    signature = {"sha256": [{"pcrs": [11], "pol": measure.policy_pcr(11, value).hex()}]}
-    if pcrsig:
-        sections[".pcrsig"] = json.dumps(signature).encode()
     uki = sign_pe(make_pe(sections))
     (made / "nodeos.efi").write_bytes(uki)
     files = {
@@ -246,10 +239,10 @@ def test_finish(context: Context) -> None:
     for name, artefact in release.artefacts.items():
         data = (built.directory / name).read_bytes()
         assert (artefact.size, artefact.sha256) == (len(data), hashlib.sha256(data).digest())
-    assert release.pcrs[4] == measure.pcr4(files["EFI/BOOT/BOOTX64.EFI"], files["uki"])
+    assert release.pcrs["sha256"][4] == measure.pcr4(files["EFI/BOOT/BOOTX64.EFI"], files["uki"])
     enrolled = {name: files[f"loader/keys/auto/{name}.auth"] for name in ("PK", "KEK", "db")}
-    assert release.pcrs[7] == measure.pcr7(enrolled)
-    assert set(release.pcr11) == set(BootPhase)
+    assert release.pcrs["sha256"][7] == measure.pcr7(enrolled)
+    assert set(release.pcr11["sha256"]) == set(BootPhase)
     assert builder.package_count(built.directory) == 2
 
 
@@ -275,18 +268,10 @@ def test_missing_output_keeps_the_build_before(name: str, context: Context) -> N
     assert Built.at(context.output).release.read_bytes() == before
 
 
-def test_unsigned_pcr_policy_is_no_release(context: Context) -> None:
-    make_outputs(context, pcrsig=False)
-    with pytest.raises(UsageError, match="the UKI's PCR signature is not the one that was asked for"):
-        builder.finish(context)
-    with pytest.raises(UsageError, match="is not there"):
-        Built.at(context.output)
-
-
-def test_kernel_signed_with_the_secure_boot_key_is_no_release(context: Context, keys: BuildKeys) -> None:
-    key = load_pem_private_key(keys.secure_boot_key.read_bytes(), None)
+def test_kernel_signed_with_the_secure_boot_key_is_no_release(context: Context, keys: KeySet) -> None:
+    key = load_pem_private_key(keys.path("db.key").read_bytes(), None)
     assert isinstance(key, RSAPrivateKey)
-    certificate = x509.load_pem_x509_certificate(keys.secure_boot_certificate.read_bytes())
+    certificate = x509.load_pem_x509_certificate(keys.path("db.crt").read_bytes())
     signature = PKCS7SignatureBuilder().set_data(b"digest").add_signer(certificate, key, SHA256())
     kernel = sign_pe(KERNEL, signature.sign(Encoding.DER, []))
     make_outputs(context, kernel=kernel, db=certificate.public_bytes(Encoding.DER))

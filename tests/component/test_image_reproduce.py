@@ -13,19 +13,11 @@ from image import reproduce
 from image.builder import Built
 from image.measure import Uki
 from nodeos.core.errors import Finding, UsageError
-from nodeos.core.release import BootPhase, Release, Variant
+from nodeos.core.release import BootPhase
 from nodeos.core.run import run
+from tests.support import evidence
 
-RELEASE = Release(
-    version="1.2.3",
-    variant=Variant.RELEASE,
-    root_hash=bytes(32),
-    kernel_command_line="quiet",
-    artefacts={},
-    pcrs={4: bytes(32), 7: bytes(32)},
-    pcr11=dict.fromkeys(BootPhase, bytes(32)),
-    source_commit="abc",
-)
+RELEASE = evidence.release()
 
 
 @pytest.fixture
@@ -118,8 +110,11 @@ def test_a_section_that_only_one_has() -> None:
     [
         ({"root_hash": bytes([1] * 32)}, "root hash: "),
         ({"kernel_command_line": "debug"}, "kernel command line: quiet or debug"),
-        ({"pcrs": {4: bytes([1] * 32), 7: bytes(32)}}, "PCR 4: "),
-        ({"pcr11": {**RELEASE.pcr11, BootPhase.READY: bytes([1] * 32)}}, "PCR 11 after ready: "),
+        ({"pcrs": {"sha256": {**RELEASE.pcrs["sha256"], 4: bytes([1] * 32)}}}, "PCR 4: "),
+        (
+            {"pcr11": {"sha256": {**RELEASE.pcr11["sha256"], BootPhase.READY: bytes([1] * 32)}}},
+            "PCR 11 after ready: ",
+        ),
     ],
 )
 def test_measurements(changes: dict[str, object], message: str) -> None:

@@ -318,7 +318,10 @@ def release(version: str = "1.0.0", variant: Variant = Variant.RELEASE) -> Relea
             "sha384": dict.fromkeys((4, 7, 12, 13), bytes(48)),
         },
         pcr11={"sha256": values, "sha384": dict.fromkeys(BootPhase, bytes(48))},
-        secure_boot_off={"sha256": dict.fromkeys((4, 7), bytes(32)), "sha384": dict.fromkeys((4, 7), bytes(48))},
+        secure_boot_off={
+            "sha256": dict.fromkeys((4, 7), bytes(32)),
+            "sha384": dict.fromkeys((4, 7), bytes(48)),
+        },
         accepted_pcr7=(
             AcceptedPcr7(name="before the change of db", sha256=b"\x07" * 32, sha384=bytes(48)),
             AcceptedPcr7(name="enrolled", sha256=pcrs[7], sha384=bytes(48)),
@@ -327,7 +330,6 @@ def release(version: str = "1.0.0", variant: Variant = Variant.RELEASE) -> Relea
         source_commit="0" * 40,
         source_date_epoch=1_767_225_600,
     )
-
 
 
 def _release_key_id() -> bytes:

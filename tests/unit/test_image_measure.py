@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import json
-import struct
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,8 +72,8 @@ def test_every_section_counts(name: str, tmp_path: Path) -> None:
 
 def test_pcr11_of_another_bank(tmp_path: Path) -> None:
     image = uki(SECTIONS, tmp_path)
-    assert measure.pcr11_in_initrd(image, "sha384").hex() == INITRD_SHA384
-    assert measure.pcr11_in_initrd(image, "sha256").hex() == PHASES[BootPhase.ENTER_INITRD]
+    assert measure.pcr11(image, "sha384")[BootPhase.ENTER_INITRD].hex() == INITRD_SHA384
+    assert measure.pcr11(image, "sha256")[BootPhase.ENTER_INITRD].hex() == PHASES[BootPhase.ENTER_INITRD]
 
 
 def test_sections_end_at_their_virtual_size(tmp_path: Path) -> None:
@@ -201,79 +198,6 @@ def test_no_esp(tmp_path: Path) -> None:
     empty.write_bytes(b"")
     with pytest.raises(UsageError, match="no GPT disk image"):
         measure.esp_offset(empty)
-
-
-def policy(value: str, *, pcr: int = 11, bank: int = 0x000B) -> str:
-    """TPM2_PolicyPCR by hand: TPM_CC_PolicyPCR, TPML_PCR_SELECTION, digest of the values."""
-    bits = (1 << pcr).to_bytes(3, "little")
-    command = b"\0\0\x01\x7f" + b"\0\0\0\x01" + struct.pack(">H", bank) + b"\x03" + bits
-    return hashlib.sha256(bytes(32) + command + hashlib.sha256(bytes.fromhex(value)).digest()).hexdigest()
-
-
-GOOD = {"pcrs": [11], "pkfp": "00", "pol": policy(PHASES[BootPhase.ENTER_INITRD]), "sig": "AA=="}
-GOOD_384 = {**GOOD, "pol": policy(INITRD_SHA384, bank=0x000C)}
-LATER = {**GOOD, "pol": policy(PHASES[BootPhase.READY])}
-
-
-def signed(banks: object, directory: Path) -> measure.Uki:
-    return uki({**SECTIONS, ".pcrsig": json.dumps(banks).encode() + b"\0"}, directory)
-
-
-def test_pcr_signature(tmp_path: Path) -> None:
-    measure.check_pcr_signature(signed({"sha256": [GOOD]}, tmp_path))
-    measure.check_pcr_signature(signed({"sha256": [GOOD], "sha384": [GOOD_384]}, tmp_path))
-
-
-@pytest.mark.parametrize(
-    "banks",
-    [
-        {},
-        {"sha256": []},
-        {"sha384": [GOOD_384]},
-        {"sha256": [GOOD, GOOD]},
-        {"sha256": [GOOD, LATER]},
-        {"sha256": [LATER]},
-        {"sha256": [GOOD], "sha384": []},
-        {"sha256": [GOOD], "sha384": [GOOD]},
-        {"sha256": [GOOD], "sha384": [GOOD_384, GOOD_384]},
-        {"sha256": [GOOD], "sha3_256": [GOOD]},
-        {"sha256": [{**GOOD, "pcrs": [12]}]},
-        {"sha256": [{**GOOD, "pcrs": [11, 12]}]},
-        {"sha256": [{**GOOD, "pol": policy(PHASES[BootPhase.ENTER_INITRD], pcr=12)}]},
-        {"sha256": [{"pcrs": [11]}]},
-        {"sha256": GOOD},
-        [],
-        "nothing",
-    ],
-)
-def test_pcr_signature_that_was_not_asked_for(banks: object, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="the UKI's PCR signature is not the one that was asked for"):
-        measure.check_pcr_signature(signed(banks, tmp_path))
-
-
-def test_no_pcr_signature(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"can't be read: '\.pcrsig'"):
-        measure.check_pcr_signature(uki(SECTIONS, tmp_path))
-
-
-def test_no_policy_key(tmp_path: Path) -> None:
-    bare = {name: data for name, data in SECTIONS.items() if name != ".pcrpkey"}
-    with pytest.raises(UsageError, match="carries no PCR policy key"):
-        measure.check_pcr_signature(
-            uki({**bare, ".pcrsig": json.dumps({"sha256": [GOOD]}).encode()}, tmp_path)
-        )
-
-
-@pytest.mark.parametrize(
-    "change", [lambda image: image + b"\0", lambda image: image.replace(b"quiet", b"shell")]
-)
-def test_signature_of_another_image(change: Callable[[bytes], bytes], tmp_path: Path) -> None:
-    cmdline = change(SECTIONS[".cmdline"])
-    other = uki(
-        {**SECTIONS, ".cmdline": cmdline, ".pcrsig": json.dumps({"sha256": [GOOD]}).encode()}, tmp_path
-    )
-    with pytest.raises(UsageError, match="bank sha256 has"):
-        measure.check_pcr_signature(other)
 
 
 def certified(name: str) -> tuple[x509.Certificate, bytes]:

@@ -566,7 +566,7 @@ def test_only_signed_releases_are_accepted(registrar: Registrar, tmp_path: Path)
     with pytest.raises(UsageError, match="release signature"):
         add([key])
     key.write_bytes(b"no key")
-    with pytest.raises(UsageError, match="not a public key"):
+    with pytest.raises(UsageError, match="not public keys"):
         add([key])
     with registrar.store.read() as tx:
         assert [row.version for row in tx.releases()] == ["1.0.0"]

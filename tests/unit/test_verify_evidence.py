@@ -290,7 +290,10 @@ def test_each_accepted_pcr_7_is_enough() -> None:
     good = ev.release()
     # What the manifest predicts for a new machine doesn't decide: an older machine may show the value before.
     other = replace(good, pcrs={**good.pcrs, "sha256": {**good.pcrs["sha256"], 7: bytes(32)}})
-    assert verify_evidence(evidence(machine), expected(machine, releases={"1.0.0": other})).result is Result.PASSED
+    assert (
+        verify_evidence(evidence(machine), expected(machine, releases={"1.0.0": other})).result
+        is Result.PASSED
+    )
 
 
 def test_unknown_release() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from hsm.softtpm import ManufacturerCa
 from image.builder import Built
-from image.keys import BuildKeys
+from image.keys import KeySet
 from image.measure import Uki
 from image.vm import BLANK_VARIABLES, Machine, choose_accelerator, switch_on
 from nodeos.core.release import BootPhase, Release
@@ -52,8 +52,8 @@ def test_replayed_pcr_11_without_secure_boot(
     with switch_on(stolen, accelerator=accelerator, port=report, extra=direct) as vm:
         vm.wait_for_exit(seconds=_SECONDS)
     verdict = attack.Verdict.read(report)
-    assert verdict.pcr11 == release.pcr11[BootPhase.ENTER_INITRD], "the replay itself must succeed"
-    assert verdict.pcr7 != release.pcrs[7]
+    assert verdict.pcr11 == release.pcr11["sha256"][BootPhase.ENTER_INITRD], "the replay itself must succeed"
+    assert verdict.pcr7 != release.pcrs["sha256"][7]
     assert not verdict.opened
     assert verdict.code != 0
 
@@ -64,21 +64,21 @@ def test_another_system_that_is_validly_signed(
     """PCR 7 is the same for everything that our key signed. The signed policy for PCR 11 is what stops it."""
     uki = Uki.read(built.uki)
     release = Release.parse(built.release.read_bytes())
-    keys = BuildKeys(directory=WORK / "keys")
+    keys = KeySet(directory=WORK / "keys")
     other = attack.signed_uki(
         uki,
         work=WORK,
         scratch=tmp_path / "uki",
-        key=keys.secure_boot_key,
-        certificate=keys.secure_boot_certificate,
+        key=keys.path("db.key"),
+        certificate=keys.path("db.crt"),
     )
     attack.replace_uki(stolen.boot_disk, other)
     report = tmp_path / "report"
     with switch_on(stolen, accelerator=accelerator, port=report) as vm:
         vm.wait_for_exit(seconds=_SECONDS)
     verdict = attack.Verdict.read(report)
-    assert verdict.pcr7 == release.pcrs[7], "the firmware must have taken it for one of ours"
-    assert verdict.pcr11 != release.pcr11[BootPhase.ENTER_INITRD]
+    assert verdict.pcr7 == release.pcrs["sha256"][7], "the firmware must have taken it for one of ours"
+    assert verdict.pcr11 != release.pcr11["sha256"][BootPhase.ENTER_INITRD]
     assert not verdict.opened
     assert verdict.code != 0
 
@@ -93,13 +93,13 @@ def test_a_kernel_signed_by_itself_would_open_it(
     """
     uki = Uki.read(built.uki)
     release = Release.parse(built.release.read_bytes())
-    keys = BuildKeys(directory=WORK / "keys")
+    keys = KeySet(directory=WORK / "keys")
     kernel = attack.signed_kernel(
         uki,
         work=WORK,
         scratch=tmp_path / "kernel",
-        key=keys.secure_boot_key,
-        certificate=keys.secure_boot_certificate,
+        key=keys.path("db.key"),
+        certificate=keys.path("db.crt"),
     )
     ramdisk = tmp_path / "initrd"
     ramdisk.write_bytes(attack.initrd(uki, extend=attack.replay_of_pcr11(uki)))
@@ -108,8 +108,8 @@ def test_a_kernel_signed_by_itself_would_open_it(
     with switch_on(stolen, accelerator=accelerator, port=report) as vm:
         vm.wait_for_exit(seconds=_SECONDS)
     verdict = attack.Verdict.read(report)
-    assert verdict.pcr7 == release.pcrs[7]
-    assert verdict.pcr11 == release.pcr11[BootPhase.ENTER_INITRD]
+    assert verdict.pcr7 == release.pcrs["sha256"][7]
+    assert verdict.pcr11 == release.pcr11["sha256"][BootPhase.ENTER_INITRD]
     assert verdict.opened
 
 
