@@ -6,7 +6,7 @@ In this order:
 1. copy the release into a directory that only root can write; everything is verified on that copy, so nobody
    can exchange a file between the check and the use of it
 2. verify and preflight; a refusal leaves nothing behind
-3. keep what the next boot needs after its blessing (boot loader, db.auth, dbx.auth)
+3. keep what the next boot needs after its blessing (boot loader, KEK.auth, db.auth, dbx.auth)
 4. if the boot loader's content changed: the new one, since PCR 4 must be the new release's; the running version
    still starts under it
 5. systemd-sysupdate: root, hash tree and signature into the other slot, the UKI last. Until the UKI is there

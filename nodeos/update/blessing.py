@@ -10,7 +10,7 @@ systemd-boot takes the version before. A boot that isn't counted (a fresh instal
 operator, for instance) is never restarted.
 
 After the blessing, in this order, and again after a power cut: raise the TPM's rollback floor; put the
-release's boot loader on the ESP; apply its db, then its dbx; forget the PCR-policy keys that the release no
+release's boot loader on the ESP; apply its KEK, db and dbx, in this order; forget the PCR-policy keys that the release no
 longer has.
 """
 
@@ -170,6 +170,13 @@ def replica_health(address: tuple[str, int] = REPLICA) -> str:
         return "an answer that can't be read"
 
 
-def keep_all_keys(keys: Sequence[bytes]) -> None:
-    """Until the state volume can drop a policy key, old ones stay: they open nothing that this node still
-    starts."""
+def forget_keys_but(paths: Paths, keep: Sequence[bytes]) -> None:
+    """Take every other policy key's way to the state volume out of its header. Raises NodeosError if none is left:
+    the volume was then not sealed to a key of this release, and stays as it is."""
+    from nodeos.state.host import Host
+    from nodeos.state.recovery import forget_key
+
+    report = machine.volume_report(paths)
+    for key in report.policy_keys:
+        if key not in keep:
+            forget_key(report.device, key, host=Host())

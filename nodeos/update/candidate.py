@@ -27,7 +27,8 @@ from nodeos.update.signed_data import check_authenticode, check_detached
 UKI, LOADER, ROOT, VERITY, SIGNATURE = "nodeos.efi", "boot.efi", "root.raw", "verity.raw", "verity-sig.json"
 RELEASE, RELEASE_SIGNATURE = "release.json", "release.sig"
 NEEDED = (UKI, LOADER, ROOT, VERITY, SIGNATURE)
-VARIABLES = ("db", "dbx")
+# In the order in which they are applied: a new signer is known before an old one is revoked.
+VARIABLES = ("KEK", "db", "dbx")
 _LIMIT = 1 << 30
 _CHUNK = 1 << 20
 
@@ -44,7 +45,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """What the preflight needs of a release. ``updates`` are its .auth files of db and dbx, by variable;
+    """What the preflight needs of a release. ``updates`` are its .auth files of KEK, db and dbx, by variable;
     ``root_hash_problem`` and ``verity_problem`` say why the parts don't belong together, None if they do."""
 
     version: str

@@ -112,15 +112,16 @@ def bless(esp: Path, tcti: str) -> None:
     from nodeos.update import blessing
     from nodeos.update.variables import apply_variables
 
+    paths = _paths(esp)
     with Tpm(tcti) as tpm:
         parts = blessing.Parts(
             replica_health=blessing.replica_health,
             mark_good=blessing.mark_good,
             open_tpm=lambda: tpm,
             apply_variables=apply_variables,
-            forget_keys=blessing.keep_all_keys,
+            forget_keys=lambda keep: blessing.forget_keys_but(paths, keep),
         )
-        blessing.bless(_paths(esp), parts, lambda text: click.echo(text, err=True))
+        blessing.bless(paths, parts, lambda text: click.echo(text, err=True))
 
 
 @commands.command("give-up")

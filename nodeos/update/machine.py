@@ -15,7 +15,7 @@ from nodeos.core.efilists import EFI_GLOBAL
 from nodeos.core.errors import NodeosError, UsageError
 from nodeos.core.files import read_file
 from nodeos.core.release import Release, Variant, parse_variant
-from nodeos.core.wire import ParseError, parse_json, parse_text
+from nodeos.core.statereport import REPORT, StateReport
 from nodeos.update.candidate import LOADER, RELEASE, read_image, read_release
 from nodeos.update.entries import DIRECTORY, BootEntry, of_version, read_entries
 from nodeos.update.preflight import Facts
@@ -46,7 +46,7 @@ class Paths:
     definitions: Path = Path("/usr/lib/sysupdate.d")
     efivars: Path = EFIVARS
     os_release: Path = Path("/etc/os-release")
-    volume_report: Path = Path("/run/nodeos/state.json")
+    volume_report: Path = REPORT
 
     @property
     def release_key(self) -> Path:
@@ -114,14 +114,9 @@ def verity_certificates(paths: Paths) -> list[x509.Certificate]:
         raise UsageError(f"verity certificate {paths.verity_certificate}: can't be read") from error
 
 
-def policy_keys(paths: Paths) -> tuple[bytes, ...]:
-    """SHA-256 of the PCR-policy keys that the state volume is sealed under, as the initrd reported them."""
-    report = parse_json(read_file(paths.volume_report, "state volume report", limit=1 << 16), "state.json")
-    try:
-        keys = report.list_of("policy_keys", parse_text)
-        return tuple(bytes.fromhex(key) for key in keys)
-    except ValueError as error:
-        raise ParseError("state.json.policy_keys: not hexadecimal") from error
+def volume_report(paths: Paths) -> StateReport:
+    """The state volume, as the initrd found it."""
+    return StateReport.parse(read_file(paths.volume_report, "state volume report", limit=1 << 13))
 
 
 def is_counted(paths: Paths) -> bool:
@@ -157,7 +152,7 @@ def gather_facts(paths: Paths, open_tpm: Callable[[], Tpm]) -> Facts:
         pcr7=tpm.read_pcrs((7,))[7],
         loader=loader,
         uki_signer=uki.signer,
-        policy_keys=policy_keys(paths),
+        policy_keys=volume_report(paths).policy_keys,
         floor=tpm.read_floor(),
         pending=None if pending is None else pending.version,
     )

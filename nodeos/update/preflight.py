@@ -8,7 +8,7 @@ in each of them. The release must open the state volume in all:
 
     first     as it stands: the boot loader on the ESP (or the release's own, if that one differs in content)
     blessed   the release's boot loader, perhaps signed anew
-    db        the release's db applied
+    KEK, db   the release's KEK applied, then its db
     dbx       and its dbx
 """
 

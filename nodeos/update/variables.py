@@ -1,4 +1,4 @@
-"""Writes a release's db and dbx to the firmware, through efivarfs.
+"""Writes a release's KEK, db and dbx to the firmware, through efivarfs.
 
 The kernel guards Secure Boot's variables with the immutable flag (Documentation/filesystems/efivarfs.rst); it
 is taken off for the write and put back. A write is one call: attributes, then the .auth file. The firmware
@@ -58,10 +58,9 @@ def read_lists(directory: Path) -> dict[str, bytes]:
 def apply_variables(
     updates: Mapping[str, bytes], directory: Path = EFIVARS, immutable: Immutable | None = None
 ) -> tuple[str, ...]:
-    """Apply the .auth files of db and dbx, db first; returns the names of the variables that were written.
+    """Apply the .auth files of KEK, db and dbx in this order; returns the names of the variables that were written.
 
-    db comes first: the new signer must be known before the old one is revoked, and the release was signed for
-    that order. Raises UsageError if no key in KEK or PK signed an update, NodeosError if the firmware refuses
+    A new signer must be known before the old one is revoked, and the preflight held the release to that order. Raises UsageError if no key in KEK or PK signed an update, NodeosError if the firmware refuses
     it.
     """
     written = []

@@ -27,14 +27,25 @@ from nodeos.core.release import (
     signatures_to_bytes,
     signed_message,
 )
+from nodeos.core.statereport import Mode, StateReport
 from nodeos.core.statepolicy import PolicySignature, PolicySignatures
-from nodeos.core.wire import canonical_json
 from nodeos.update.machine import LOADER_VENDOR, LOADERS, Paths
 from tests.support.pe import make_pe
 from tests.support.release_keys import key, lists, signed_image, verity_json
 
 PCR_KEY = hashlib.sha256(b"the PCR-policy key").digest()
 PCR11 = b"\x11" * 32
+VOLUME = StateReport(
+    mode=Mode.OPEN,
+    made_this_boot=False,
+    luks_uuid="u",
+    device="/dev/state",
+    policy_keys=(PCR_KEY,),
+    policy_pcrs=(7, 11, 15),
+    floor=1,
+    security_version=1,
+    creation_proven=True,
+)
 RELEASE_KEY = Ed25519PrivateKey.from_private_bytes(b"r" * 32)
 _SPKI = RELEASE_KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
@@ -148,7 +159,7 @@ class Machine:
         pem = RELEASE_KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         paths.release_key.write_bytes(pem)
         paths.verity_certificate.write_bytes(key("verity").certificate.public_bytes(Encoding.PEM))
-        paths.volume_report.write_bytes(canonical_json({"policy_keys": [PCR_KEY.hex()], "mode": "open"}))
+        paths.volume_report.write_bytes(VOLUME.to_bytes())
         for name in ("PK", "KEK", "db"):
             machine.set_variable(name, str(VENDORS[name]), lists(name))
         machine.set_variable("SecureBoot", str(EFI_GLOBAL), b"\x01")
