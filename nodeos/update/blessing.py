@@ -10,8 +10,8 @@ systemd-boot takes the version before. A boot that isn't counted (a fresh instal
 operator, for instance) is never restarted.
 
 After the blessing, in this order, and again after a power cut: raise the TPM's rollback floor; put the
-release's boot loader on the ESP; apply its KEK, db and dbx, in this order; forget the PCR-policy keys that the release no
-longer has.
+release's boot loader on the ESP; apply its KEK, db and dbx; forget the PCR-policy keys that the release no longer
+has.
 """
 
 from __future__ import annotations

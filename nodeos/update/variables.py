@@ -60,8 +60,8 @@ def apply_variables(
 ) -> tuple[str, ...]:
     """Apply the .auth files of KEK, db and dbx in this order; returns the names of the variables that were written.
 
-    A new signer must be known before the old one is revoked, and the preflight held the release to that order. Raises UsageError if no key in KEK or PK signed an update, NodeosError if the firmware refuses
-    it.
+    A new signer must be known before the old one is revoked, and the preflight held the release to that order.
+    Raises UsageError if no key that may change a variable signed its update, NodeosError if the firmware refuses.
     """
     written = []
     for name in VARIABLES:

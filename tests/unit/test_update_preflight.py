@@ -155,6 +155,10 @@ def test_every_step_of_a_rotation_is_signed_for() -> None:
 def test_an_update_of_a_variable_that_firmware_would_not_take() -> None:
     foreign = {"dbx": auth("dbx", lists("other"), signer="other")}
     assert codes(make_facts(), make_candidate(updates=foreign)) == ["variables.update"]
+    own = {"KEK": auth("KEK", lists("KEK"), signer="KEK")}
+    assert codes(make_facts(), make_candidate(updates=own)) == ["variables.update"]
+    platform = {"KEK": auth("KEK", lists("KEK"), signer="PK")}
+    assert codes(make_facts(), make_candidate(updates=platform)) == []
 
 
 def test_appending_keeps_what_is_there() -> None:
