@@ -253,8 +253,11 @@ def boot_steps(facts: Facts, candidate: Candidate) -> tuple[Step, ...]:
 
 
 def update_appends(name: str, auth: bytes, variables: Mapping[str, bytes]) -> bool:
-    """True if the .auth file was signed to be appended, False if to be set. Raises UsageError if no certificate that
-    may change the variable signed it: of PK for KEK, of KEK or PK for db and dbx (UEFI 2.10, section 8.2.2)."""
+    """True if the .auth file was signed to be appended, False if to be set.
+
+    Raises UsageError if no certificate that may change the variable signed it: of PK for KEK, of KEK or PK for db
+    and dbx (UEFI 2.10, section 8.2.2).
+    """
     update = Update.parse(auth)
     signers = parse_lists(variables.get("PK", b""))
     if name != "KEK":

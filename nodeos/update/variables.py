@@ -58,7 +58,7 @@ def read_lists(directory: Path) -> dict[str, bytes]:
 def apply_variables(
     updates: Mapping[str, bytes], directory: Path = EFIVARS, immutable: Immutable | None = None
 ) -> tuple[str, ...]:
-    """Apply the .auth files of KEK, db and dbx in this order; returns the names of the variables that were written.
+    """Apply the .auth files of KEK, db and dbx in this order; returns the names of those that were written.
 
     A new signer must be known before the old one is revoked, and the preflight held the release to that order.
     Raises UsageError if no key that may change a variable signed its update, NodeosError if the firmware refuses.
