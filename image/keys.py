@@ -9,7 +9,7 @@ Each key is made apart, so that each can be replaced and kept apart. Directory l
     next/                     the keys that a rotation under way brings in (see image/rotation.py)
     retired/NAME-N/           the keys that were in use before, the oldest as 1
 
-Building needs the public halves only. PIN or password is asked for as each private half is used.
+Building needs the public halves only. A PIN or password is asked for as its private half is used.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ ALGORITHMS: Mapping[str, frozenset[Algorithm]] = {
 """What each key may be."""
 NAMES = tuple(ALGORITHMS)
 _YEARS = 15
-Pin = Callable[[], str]
+Pin = Callable[[str], str]
+"""Gives the PIN or password of the key of this name, for a token, a TPM or an encrypted file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,11 +149,11 @@ class KeySet:
         if file.exists() and identity.exists():
             raise UsageError(f"{file} and {identity} are both there", hint="keep the one that is the key")
         if identity.exists():
-            with open_identity(identity, pin, accepted=ALGORITHMS[name]) as signer:
+            with open_identity(identity, lambda: pin(name), accepted=ALGORITHMS[name]) as signer:
                 self._check_halves(name, signer)
                 yield signer
         else:
-            signer = load_file_signer(file, pin, accepted=ALGORITHMS[name])
+            signer = load_file_signer(file, lambda: pin(name), accepted=ALGORITHMS[name])
             self._check_halves(name, signer)
             yield signer
 
@@ -266,8 +267,8 @@ def _absolute(identity: Identity) -> Identity:
     return identity
 
 
-def _no_pin() -> str:
-    raise UsageError("a key needs a PIN", hint="give it with --pin-file")
+def _no_pin(name: str) -> str:
+    raise UsageError(f"the key {name} needs a PIN", hint="give it with --pin-file")
 
 
 def _private(name: str) -> bytes:
@@ -282,9 +283,9 @@ def _write_public(keys: KeySet, name: str, pin: Pin) -> None:
     identity = keys.path(f"{name}.json")
     private = identity if identity.exists() else keys.path(f"{name}.key")
     opened = (
-        open_identity(private, pin, accepted=ALGORITHMS[name])
+        open_identity(private, lambda: pin(name), accepted=ALGORITHMS[name])
         if identity.exists()
-        else nullcontext(load_file_signer(private, pin, accepted=ALGORITHMS[name]))
+        else nullcontext(load_file_signer(private, lambda: pin(name), accepted=ALGORITHMS[name]))
     )
     with opened as signer:
         if name in CERTIFICATES:

@@ -44,10 +44,20 @@ def _parse_identities(given: Sequence[str]) -> dict[str, Path]:
     return parsed
 
 
-def _pin(pin_file: Path | None) -> Callable[[], str]:
+def _pin(pin_file: Path | None) -> Callable[[str], str]:
+    """Asks for each key's PIN once."""
     from hsm.pin import read_pin
 
-    return lambda: read_pin(pin_file)
+    known: dict[str, str] = {}
+
+    def ask(name: str) -> str:
+        if name not in known:
+            if pin_file is None:
+                click.echo(f"the key {name} needs its PIN", err=True)
+            known[name] = read_pin(pin_file)
+        return known[name]
+
+    return ask
 
 
 @click.command()

@@ -17,7 +17,7 @@ from nodeos.core.release import BootPhase
 from nodeos.core.run import run
 from tests.support import evidence
 
-RELEASE = evidence.release()
+RELEASE = evidence.release("1.2.3")
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from nodeos.core.errors import NodeosError, UsageError
 from nodeos.core.release import Variant
 
 
-def no_pin() -> str:
-    raise AssertionError("no PIN is needed")
+def no_pin(name: str) -> str:
+    raise AssertionError(f"no PIN is needed for {name}")
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from nodeos.core.wire import canonical_json
 from tests.support.unsigned_build import BOOTLOADER, EPOCH, KERNEL, make_unsigned
 
 
-def no_pin() -> str:
-    raise AssertionError("no PIN is needed")
+def no_pin(name: str) -> str:
+    raise AssertionError(f"no PIN is needed for {name}")
 
 
 @pytest.fixture(scope="module")

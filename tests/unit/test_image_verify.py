@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from image import assemble, authenticode, efivars, pe, secureboot, unsigned, verify
+from image import assemble, authenticode, efivars, measure, pe, secureboot, unsigned, verify, verity
 from image.keys import KeySet, generate
 from image.sign import sign
 from image.unsigned import Unsigned, describe
@@ -34,8 +34,8 @@ from nodeos.core.statepolicy import PolicySignatures
 from tests.support.unsigned_build import EPOCH, KERNEL, make_unsigned
 
 
-def no_pin() -> str:
-    raise AssertionError("no PIN is needed")
+def no_pin(name: str) -> str:
+    raise AssertionError(f"no PIN is needed for {name}")
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +215,9 @@ def put(download: Download, name: str, image: bytes) -> None:
     download.write(name, image)
     found = pe.signatures(image)
     download.write(f"signatures/{name}.p7", found[0] if found else b"")
-    predicted = assemble.measure.predict(
+    predicted = measure.predict(
         download.read("boot.efi"),
-        assemble.measure.Uki.read(download.directory / "nodeos.efi"),
+        measure.Uki.read(download.directory / "nodeos.efi"),
         {item: efivars.payload(download.read(f"{item}.auth")) for item in ("PK", "KEK", "db")},
         download.keys.certificate("db"),
     )
@@ -306,13 +306,13 @@ def test_root_hash_of_the_command_line(download: Download) -> None:
 
 def test_verity_signature(download: Download, other_keys: KeySet) -> None:
     good = json.loads(download.read("verity-sig.json"))
-    parsed = assemble.verity.RootHashSignature.parse(download.read("verity-sig.json"))
+    parsed = verity.RootHashSignature.parse(download.read("verity-sig.json"))
     for change in ({"rootHash": "0" * 64}, {"certificateFingerprint": "0" * 64}):
         download.write("verity-sig.json", json.dumps({**good, **change}).encode())
         download.describe_again()
         assert download.refusal() == ["verity.signature"]
     with other_keys.signer("verity", no_pin) as signer:
-        foreign = assemble.verity.sign(parsed.root_hash, signer, other_keys.certificate("verity"))
+        foreign = verity.sign(parsed.root_hash, signer, other_keys.certificate("verity"))
     download.write("verity-sig.json", replace(parsed, signature=foreign).to_bytes())
     download.write("signatures/verity-sig.p7", foreign)
     download.describe_again()

@@ -93,7 +93,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> KeySet:
 
 
 def signed(keys: KeySet, root_hash: bytes) -> bytes:
-    with keys.signer("verity", lambda: "") as signer:
+    with keys.signer("verity", lambda _: "") as signer:
         return verity.sign(root_hash, signer, keys.certificate("verity"))
 
 

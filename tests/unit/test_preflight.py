@@ -463,7 +463,7 @@ def test_the_command(  # noqa: PLR0917 - fixtures
 
     from image.keys import generate
 
-    pem = generate(tmp_path / "keys").public_file("db")
+    pem = generate(tmp_path / "keys").public_file("PK")
     tree.user_mode(load_pem_x509_certificate(pem.read_bytes()).public_bytes(Encoding.DER))
     where = Sources(proc=tree.root / "proc", sys=tree.root / "sys")
     found = machine.read_facts(where, tree.devices)
