@@ -1,9 +1,7 @@
-"""Reads and changes PE images: sections, the Authenticode digest, the certificate table.
+"""Changes PE images: adds sections, attaches and strips signatures. ``nodeos.core.pe`` reads them.
 
-Sources: Microsoft "PE Format" (headers, attribute certificate table, CheckSum) and "Windows Authenticode Portable
-Executable Signature Format" (digest). Every offset is checked before it is used, and a layout that these documents
-leave open (gaps, overlaps, a certificate table that isn't last) is refused: no byte of a file escapes the digest
-but those of the signature itself. All offsets and sizes are in bytes; every refusal is a UsageError.
+Sources: Microsoft "PE Format" (headers, attribute certificate table, CheckSum). All offsets and sizes are in
+bytes; every refusal is a UsageError.
 
 The normal form of an unsigned image: its CheckSum is 0 and its length a multiple of 8. ``add_section`` and
 ``strip_signatures`` give it, and for an image in it ``strip_signatures(attach_signature(image, signature))``
@@ -12,136 +10,34 @@ is the image. Any other image comes back in its normal form; its digest is the s
 
 from __future__ import annotations
 
-import hashlib
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from nodeos.core.errors import UsageError
+from nodeos.core.pe import (
+    BANKS,
+    SECTION,
+    WIN_CERT_PKCS,
+    authenticode,
+    number,
+    parse,
+    section_contents,
+    signatures,
+)
 
-_SECTION = struct.Struct("<8sIIIIIIHHI")
-_CERTIFICATE_ENTRY = 4
+__all__ = (
+    "BANKS",
+    "add_section",
+    "attach_signature",
+    "authenticode",
+    "parse",
+    "section_contents",
+    "signatures",
+    "strip_signatures",
+)
+
 DATA = 0x40000040  # initialised data, readable
-_WIN_CERT_REVISION, _WIN_CERT_PKCS = 0x0200, 0x0002
+_WIN_CERT_REVISION = 0x0200
 _LIMIT = 1 << 32
-# The hashes of images and PCR banks: the digests that firmware of today can ask for.
-BANKS = ("sha256", "sha384")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """One section's header: where it lies in the file (``offset``, ``size``) and in memory."""
-
-    name: str
-    offset: int
-    size: int
-    address: int
-    virtual_size: int
-    characteristics: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """Where everything of a PE image lies. ``end`` is where the sections end; table size 0 means unsigned."""
-
-    coff: int
-    optional: int
-    certificate_entry: int
-    section_table: int
-    section_alignment: int
-    file_alignment: int
-    headers: int
-    sections: Sequence[Section]
-    end: int
-    certificates: int
-    certificates_size: int
-
-    @property
-    def checksum(self) -> int:
-        return self.optional + 64
-
-
-def _number(data: bytes, offset: int, size: int, what: str) -> int:
-    if offset + size > len(data):
-        raise UsageError(f"{what}: not a PE image: it ends within the headers")
-    return int.from_bytes(data[offset : offset + size], "little")
-
-
-def parse(data: bytes, what: str = "image") -> Layout:
-    """The layout of a PE32 or PE32+ image. Raises UsageError (``what`` names the image there)."""
-
-    def refuse(why: str) -> UsageError:
-        return UsageError(f"{what}: not a PE image: {why}")
-
-    if data[:2] != b"MZ":
-        raise refuse("it doesn't begin with MZ")
-    coff = _number(data, 0x3C, 4, what) + 4
-    if data[coff - 4 : coff] != b"PE\0\0":
-        raise refuse("it has no PE header")
-    count, optional_size = _number(data, coff + 2, 2, what), _number(data, coff + 16, 2, what)
-    optional = coff + 20
-    magic = _number(data, optional, 2, what)
-    if magic not in (0x10B, 0x20B):
-        raise refuse(f"unknown kind {magic:#x}")
-    directories = optional + (96 if magic == 0x10B else 112)
-    entry = directories + 8 * _CERTIFICATE_ENTRY
-    table = optional + optional_size
-    if entry + 8 > table or _number(data, directories - 4, 4, what) <= _CERTIFICATE_ENTRY:
-        raise refuse("its headers have no room for a signature")
-    section_alignment = _number(data, optional + 32, 4, what)
-    file_alignment = _number(data, optional + 36, 4, what)
-    for alignment in (section_alignment, file_alignment):
-        if alignment == 0 or alignment & (alignment - 1):
-            raise refuse(f"alignment {alignment} is no power of two")
-    headers = _number(data, optional + 60, 4, what)
-    if not table + _SECTION.size * count <= headers <= len(data):
-        raise refuse("its section table doesn't fit into its headers")
-    sections = tuple(_section(data, table + _SECTION.size * index, what) for index in range(count))
-    end = headers
-    for section in sorted((item for item in sections if item.size), key=lambda item: item.offset):
-        if section.offset != end:
-            raise refuse(f"section {section.name} doesn't follow the one before it")
-        end += section.size
-    if end > len(data):
-        raise refuse("a section goes beyond the end of the file")
-    certificates, size = struct.unpack_from("<II", data, entry)
-    if (certificates == 0) != (size == 0):
-        raise refuse("its certificate table has a place but no size, or the other way round")
-    if size and (certificates % 8 or certificates < end or certificates + size != len(data)):
-        raise refuse("its certificate table isn't what the file ends with")
-    return Layout(
-        coff=coff, optional=optional, certificate_entry=entry, section_table=table,
-        section_alignment=section_alignment, file_alignment=file_alignment, headers=headers, sections=sections,
-        end=end, certificates=certificates, certificates_size=size,
-    )  # fmt: skip
-
-
-def _section(data: bytes, offset: int, what: str) -> Section:
-    name, virtual_size, address, size, start, *_, flags = _SECTION.unpack_from(data, offset)
-    try:
-        text = name.rstrip(b"\0").decode("ascii")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{what}: not a PE image: the section name {name!r} is no ASCII") from error
-    return Section(
-        name=text, offset=start, size=size, address=address, virtual_size=virtual_size, characteristics=flags
-    )
-
-
-def section_contents(data: bytes, what: str = "image") -> dict[str, bytes]:
-    """The sections of an image by name, each trimmed or zero-filled to its virtual size.
-
-    Raises UsageError for two sections of one name: it would not be clear which of them counts. A section that is
-    said to be much longer in memory than the whole file is refused too.
-    """
-    contents: dict[str, bytes] = {}
-    for section in parse(data, what).sections:
-        if section.name in contents:
-            raise UsageError(f"{what}: two sections are named {section.name}")
-        if section.virtual_size > len(data) + (1 << 20):
-            raise UsageError(f"{what}: section {section.name} is larger than the image")
-        raw = data[section.offset : section.offset + min(section.size, section.virtual_size)]
-        contents[section.name] = raw.ljust(section.virtual_size, b"\0")
-    return contents
 
 
 def add_section(
@@ -162,8 +58,8 @@ def add_section(
         raise UsageError(f"{what}: data follows the last section, so none can be added")
     if name in {section.name for section in layout.sections}:
         raise UsageError(f"{what} has a section {name} already")
-    entry = layout.section_table + _SECTION.size * len(layout.sections)
-    if entry + _SECTION.size > layout.headers or any(data[entry : entry + _SECTION.size]):
+    entry = layout.section_table + SECTION.size * len(layout.sections)
+    if entry + SECTION.size > layout.headers or any(data[entry : entry + SECTION.size]):
         raise UsageError(f"{what}: no room in the headers for section {name}")
     if layout.end % layout.file_alignment:
         raise UsageError(f"{what}: its sections don't end at the file alignment")
@@ -171,12 +67,12 @@ def add_section(
     address = _round_up(memory_end, layout.section_alignment)
     size = _round_up(len(content), layout.file_alignment)
     image_size = _round_up(address + len(content), layout.section_alignment)
-    initialized = _number(data, layout.optional + 8, 4, what) + len(content)
+    initialized = number(data, layout.optional + 8, 4, what) + len(content)
     if max(image_size, layout.end + size, initialized) >= _LIMIT:
         raise UsageError(f"{what}: with section {name} it would be larger than 4 GiB")
     result = bytearray(data[: layout.end] + content.ljust(size, b"\0"))
     offset = layout.end if size else 0
-    _SECTION.pack_into(
+    SECTION.pack_into(
         result, entry, encoded, len(content), address, size, offset, 0, 0, 0, 0, characteristics
     )
     struct.pack_into("<H", result, layout.coff + 2, len(layout.sections) + 1)
@@ -205,12 +101,12 @@ def drop_sections(data: bytes, first: str, what: str = "image") -> bytes:
     for section in dropped:
         if (section.size and section.offset < end) or section.address < memory:
             raise UsageError(f"{what}: section {section.name} lies before one that is kept")
-    entry = layout.section_table + _SECTION.size * index
+    entry = layout.section_table + SECTION.size * index
     initialized = max(
-        0, _number(data, layout.optional + 8, 4, what) - sum(item.virtual_size for item in dropped)
+        0, number(data, layout.optional + 8, 4, what) - sum(item.virtual_size for item in dropped)
     )
     result = bytearray(data[:end])
-    result[entry : entry + _SECTION.size * len(dropped)] = bytes(_SECTION.size * len(dropped))
+    result[entry : entry + SECTION.size * len(dropped)] = bytes(SECTION.size * len(dropped))
     struct.pack_into("<H", result, layout.coff + 2, index)
     struct.pack_into("<I", result, layout.optional + 8, initialized)
     struct.pack_into("<I", result, layout.optional + 56, _round_up(memory, layout.section_alignment))
@@ -220,24 +116,6 @@ def drop_sections(data: bytes, first: str, what: str = "image") -> bytes:
 
 def _round_up(value: int, alignment: int) -> int:
     return -(-value // alignment) * alignment
-
-
-def authenticode(data: bytes, what: str = "image", bank: str = "sha256") -> bytes:
-    """The Authenticode digest of a PE image, signed or not; ``bank`` is ``sha256`` or ``sha384``."""
-    if bank not in BANKS:
-        raise UsageError(f"no Authenticode digest with {bank}", hint=f"there are {', '.join(BANKS)}")
-    layout = parse(data, what)
-    end = layout.certificates if layout.certificates_size else len(data)
-    view, digest = memoryview(data), hashlib.new(bank)
-    for start, stop in (
-        (0, layout.checksum),
-        (layout.checksum + 4, layout.certificate_entry),
-        # The sections follow the headers and each other without a gap: parse made sure.
-        (layout.certificate_entry + 8, end),
-    ):
-        digest.update(view[start:stop])
-    digest.update(bytes(-end % 8))
-    return digest.digest()
 
 
 def attach_signature(data: bytes, signature: bytes, what: str = "image") -> bytes:
@@ -252,7 +130,7 @@ def attach_signature(data: bytes, signature: bytes, what: str = "image") -> byte
     if not signature:
         raise UsageError(f"{what}: an empty signature")
     padded = data + bytes(-len(data) % 8)
-    table = struct.pack("<IHH", 8 + len(signature), _WIN_CERT_REVISION, _WIN_CERT_PKCS) + signature
+    table = struct.pack("<IHH", 8 + len(signature), _WIN_CERT_REVISION, WIN_CERT_PKCS) + signature
     table += bytes(-len(table) % 8)
     if len(padded) + len(table) >= _LIMIT:
         raise UsageError(f"{what}: with a signature it would be larger than 4 GiB")
@@ -280,19 +158,3 @@ def strip_signatures(data: bytes, what: str = "image") -> bytes:
     struct.pack_into("<I", result, layout.checksum, 0)
     struct.pack_into("<II", result, layout.certificate_entry, 0, 0)
     return bytes(result)
-
-
-def signatures(data: bytes, what: str = "image") -> list[bytes]:
-    """The DER PKCS #7 signatures of an image, none if it is unsigned."""
-    layout = parse(data, what)
-    table = data[layout.certificates :] if layout.certificates_size else b""
-    found: list[bytes] = []
-    while table:
-        if len(table) < 8:
-            raise UsageError(f"{what}: a signature that can't be read")
-        length, _revision, kind = struct.unpack_from("<IHH", table)
-        if not 8 <= length <= len(table) or kind != _WIN_CERT_PKCS:
-            raise UsageError(f"{what}: a signature that can't be read")
-        found.append(table[8:length])
-        table = table[length + -length % 8 :]
-    return found

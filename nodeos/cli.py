@@ -38,6 +38,7 @@ NOUNS = {
     "preflight": ("nodeos.preflight.cli", "Is this machine fit to become a node?"),
     "registrar": ("provisioning.cli_registrar", "The enrolment service."),
     "replica": ("replica.cli", "The replica daemon."),
+    "update": ("nodeos.update.cli", "Install a release in the other slot of a node."),
 }
 
 

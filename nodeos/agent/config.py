@@ -22,6 +22,8 @@ class Config:
     os_release: Path = Path("/etc/os-release")
     network_directory: Path = Path("/run/systemd/network")
     period: int = 900
+    # Made once the node is attested in this boot; starts nodeos-bless.service.
+    attested: Path = Path("/run/nodeos/attested")
 
     @property
     def keys(self) -> Path:

@@ -175,6 +175,8 @@ class Enrolment:
             write_atomic(self.config.node_record, data)
             self.record = node
         self._remember(EnrolmentState.INDUCTED, findings)
+        if not self.config.attested.exists():
+            write_atomic(self.config.attested, b"")
         self.console.know(state=str(EnrolmentState.INDUCTED), attested_at=int(time.time()))
         words = f"attested as the node {node.node_id}; again in {period} s"
         self.console.findings("running", words, findings)

@@ -21,6 +21,7 @@ from nodeos.core.protocol import (
     NodeKeys,
     Statement,
     StateVolume,
+    UpdateStatus,
     qualifying_data,
     secret_proof,
 )
@@ -56,6 +57,7 @@ def make_statement(
     recovery: bytes,
     memory_encryption: str,
     fingerprint: bytes,
+    update: UpdateStatus | None = None,
 ) -> Statement:
     return Statement(
         boot_id=boot_id(),
@@ -65,6 +67,7 @@ def make_statement(
         recovery=recovery,
         memory_encryption=memory_encryption,
         fingerprint=fingerprint,
+        update=update,
     )
 
 

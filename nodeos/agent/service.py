@@ -22,9 +22,12 @@ from nodeos.agent.stop import Stop
 from nodeos.core.errors import NodeosError, UsageError
 from nodeos.core.files import read_file
 from nodeos.core.http import Client
-from nodeos.core.protocol import NodeRecord, machine_id
+from nodeos.core.protocol import NodeRecord, UpdateStatus, machine_id
 from nodeos.core.site import PCR, SignedSite, SiteConfig
 from nodeos.core.wire import parse_json
+from nodeos.update import blessing
+from nodeos.update.entries import read_entries
+from nodeos.update.machine import Paths
 
 CollectFingerprint = Callable[[TpmDevice, str], bytes]
 
@@ -94,6 +97,7 @@ def prepare(config: Config, parts: Parts, console: Console, stop: Stop) -> Enrol
         recovery=blob.to_bytes(),
         memory_encryption=memory.memory_encryption(),
         fingerprint=fingerprint,
+        update=update_status(config),
     )
     client = Client(settings.registrar_url, ca=settings.registrar_ca)
     return Enrolment(
@@ -148,6 +152,14 @@ def apply_site(
     if settings.network is not None:
         site.apply_network(settings.network, config.network_directory, parts.reload_network)
         console.tell("network", f"static addresses: {', '.join(settings.network.addresses)}")
+
+
+def update_status(config: Config) -> UpdateStatus | None:
+    """Which version runs and which one failed, as the ESP tells; None if it holds no kernel image of ours."""
+    esp = config.esp.parent
+    if not read_entries(esp):
+        return None
+    return blessing.update_status(Paths(esp=esp, os_release=config.os_release))
 
 
 def check_site(config: Config, console: Console) -> tuple[SignedSite, SiteConfig]:

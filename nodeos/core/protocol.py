@@ -261,6 +261,31 @@ class StateVolume:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateStatus:
+    """How the running version came to be started, as the node reads it from its ESP: nothing measures it.
+
+    ``blessed`` is False while an update is on trial; ``failed`` is the version that was tried and given up.
+    """
+
+    running: str
+    blessed: bool
+    failed: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"running": self.running, "blessed": self.blessed, "failed": self.failed}
+
+    @classmethod
+    def parse(cls, fields: Fields) -> UpdateStatus:
+        status = cls(
+            running=fields.text("running", limit=64),
+            blessed=fields.flag("blessed"),
+            failed=fields.text("failed", limit=64) if fields.has("failed") else None,
+        )
+        fields.done()
+        return status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Statement:
     """All that a node states about itself in one boot; its bytes are bound into the quote.
 
@@ -277,20 +302,22 @@ class Statement:
     recovery: bytes
     memory_encryption: str
     fingerprint: bytes
+    update: UpdateStatus | None = None
 
     def to_bytes(self) -> bytes:
-        return canonical_json(
-            {
-                "version": 1,
-                "boot_id": self.boot_id,
-                "release": self.release,
-                "keys": self.keys.to_json(),
-                "volume": self.volume.to_json(),
-                "recovery": b64(self.recovery),
-                "memory_encryption": self.memory_encryption,
-                "fingerprint": b64(self.fingerprint),
-            }
-        )
+        value: dict[str, Any] = {
+            "version": 1,
+            "boot_id": self.boot_id,
+            "release": self.release,
+            "keys": self.keys.to_json(),
+            "volume": self.volume.to_json(),
+            "recovery": b64(self.recovery),
+            "memory_encryption": self.memory_encryption,
+            "fingerprint": b64(self.fingerprint),
+        }
+        if self.update is not None:
+            value["update"] = self.update.to_json()
+        return canonical_json(value)
 
     @classmethod
     def parse(cls, data: bytes) -> Statement:
@@ -304,6 +331,7 @@ class Statement:
             recovery=fields.data("recovery", limit=1 << 13),
             memory_encryption=fields.text("memory_encryption", limit=16),
             fingerprint=fields.data("fingerprint", limit=8192),
+            update=UpdateStatus.parse(fields.nested("update")) if fields.has("update") else None,
         )
         fields.done()
         return statement

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import tomllib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -52,6 +53,18 @@ def parse_json(data: bytes, what: str, *, limit: int = 1 << 20) -> Fields:
     except (ValueError, RecursionError) as error:
         raise ParseError(f"{what}: not JSON: {error}") from error
     return Fields(value, what)
+
+
+def parse_toml(data: bytes, what: str, *, limit: int = 1 << 16) -> Fields:
+    """Parse a TOML document of at most ``limit`` bytes. ``what`` names it in errors."""
+    if len(data) > limit:
+        raise ParseError(f"{what}: {len(data)} bytes, at most {limit} are allowed")
+    try:
+        return Fields(tomllib.loads(data.decode()), what)
+    except UnicodeDecodeError as error:
+        raise ParseError(f"{what}: not UTF-8: {error}") from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ParseError(f"{what}: not TOML: {error}") from error
 
 
 def _no_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nodeos.core.efilists import certificates, parse_lists
 from nodeos.core.errors import NodeosError, UsageError
 from nodeos.core.files import read_file
-from nodeos.core.wire import ParseError
-from nodeos.preflight.firmware import parse_certificates
 
 
 def identify(tcti: str) -> str | None:
@@ -30,6 +29,6 @@ def platform_keys(update: Path) -> tuple[bytes, ...]:
     if len(data) < 24 or not 24 <= length <= len(data) - 16:
         raise UsageError(f"{update}: no signed Secure Boot update", hint="sign the release again")
     try:
-        return parse_certificates(data[16 + length :])
-    except ParseError as error:
+        return certificates(parse_lists(data[16 + length :]))
+    except UsageError as error:
         raise UsageError(f"{update}: {error.message}", hint="sign the release again") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,15 +81,9 @@ class MachineDisks:
     def install(self, path: str, token: EraseToken | None, progress: Report) -> Installed:
         """Install. A disk with data needs a token; raises RefusedError (codes ``erase.…``) for a bad one."""
         with open_disk(Path(path), self._source.directory) as disk:
-            may: Callable[[], None] | None = None
-            if token is not None:
-                given, identity = token, disk.identity
-
-                def may() -> None:
-                    permission.use(
-                        self._challenge_file, given, identity, operator=self._operator, now=int(time.time())
-                    )
-
+            may = token and permission.Permission(
+                token=token, place=self._challenge_file, operator=self._operator, now=int(time.time())
+            )
             outcome = install(self._source, disk, site=self._site, progress=progress, permission=may)
         part, sector = layout.esp(outcome.table), outcome.table.sector
         return Installed(

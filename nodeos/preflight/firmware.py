@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nodeos.core.wire import ParseError
+from nodeos.core.efilists import X509, certificates, parse_lists
+from nodeos.core.errors import UsageError
 from nodeos.preflight.facts import Firmware
 
 _GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
-# EFI_CERT_X509_GUID, as it lies in memory.
-CERT_X509 = bytes.fromhex("a159c0a5e494a74a87b5ab155c2bf072")
 _LIMIT = 1 << 16
 
 
@@ -28,21 +27,6 @@ def read_firmware(directory: Path) -> Firmware:
     )
 
 
-def parse_certificates(data: bytes) -> tuple[bytes, ...]:
-    """The certificates (DER) of EFI_SIGNATURE_LISTs. Raises ParseError for anything else."""
-    found = []
-    while data:
-        size, header, each = (int.from_bytes(data[at : at + 4], "little") for at in (16, 20, 24))
-        if len(data) < 28 or not 28 + header <= size <= len(data) or each <= 16:
-            raise ParseError("signature list: its sizes don't fit")
-        body = data[28 + header : size]
-        if data[:16] != CERT_X509 or len(body) % each:
-            raise ParseError("signature list: not of X.509 certificates")
-        found += [body[at + 16 : at + each] for at in range(0, len(body), each)]
-        data = data[size:]
-    return tuple(found)
-
-
 def _switch(variables: Path, name: str) -> bool | None:
     """A variable of one byte, 0 or 1."""
     value = _read(variables, name)
@@ -54,9 +38,10 @@ def _platform_keys(variables: Path) -> tuple[bytes, ...] | None:
     if data is None:
         return None
     try:
-        return parse_certificates(data)
-    except ParseError:
+        entries = parse_lists(data)
+    except UsageError:
         return None
+    return certificates(entries) if all(entry.kind == X509 for entry in entries) else None
 
 
 def _read(variables: Path, name: str) -> bytes | None:

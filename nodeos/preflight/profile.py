@@ -8,14 +8,13 @@ they are the same, and a test says so.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from nodeos.core.errors import UsageError
 from nodeos.core.files import read_file
-from nodeos.core.wire import Fields, ParseError, parse_text
+from nodeos.core.wire import ParseError, parse_text, parse_toml
 from nodeos.fingerprint.inventory import FLAGS
 
 NAMES = ("dev", "gen1", "gen2")
@@ -50,23 +49,17 @@ class Profile:
 def load_profile(name: str) -> Profile:
     """A profile of this package by its name, or the file of that path. Raises UsageError."""
     if name in NAMES:
-        text = resources.files("nodeos.preflight").joinpath("profiles", f"{name}.toml").read_text("utf-8")
+        text = resources.files("nodeos.preflight").joinpath("profiles", f"{name}.toml").read_bytes()
         return parse_profile(text, f"{name}.toml")
     path = Path(name)
     if not path.exists():
         raise UsageError(f"there is no profile or file {name!r}", hint=f"take one of: {', '.join(NAMES)}")
-    try:
-        return parse_profile(read_file(path, "profile", limit=1 << 16).decode(), path.name)
-    except UnicodeDecodeError as error:
-        raise ParseError(f"{path.name}: not UTF-8: {error}") from error
+    return parse_profile(read_file(path, "profile", limit=1 << 16), path.name)
 
 
-def parse_profile(text: str, what: str) -> Profile:
+def parse_profile(text: bytes | str, what: str) -> Profile:
     """Raises ParseError with the path of the first wrong field."""
-    try:
-        fields = Fields(tomllib.loads(text), what)
-    except tomllib.TOMLDecodeError as error:
-        raise ParseError(f"{what}: not TOML: {error}") from error
+    fields = parse_toml(text.encode() if isinstance(text, str) else text, what)
     cpu, memory, storage = fields.nested("cpu"), fields.nested("memory"), fields.nested("storage")
     firmware, network = fields.nested("firmware"), fields.nested("network")
     profile = Profile(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nodeos.core.errors import UsageError
 from nodeos.core.files import read_file, write_atomic, write_new
-from nodeos.core.wire import Fields, ParseError
+from nodeos.core.wire import parse_toml
 from provisioning.operator_auth import registrar_id
 from provisioning.registrar import authority
 from provisioning.registrar.service import Settings
@@ -82,11 +81,7 @@ class Directory:
         """Raises UsageError if there is no registrar here, ParseError for a wrong setting."""
         if not self.config.exists():
             raise UsageError(f"{self.root} holds no registrar", hint="make one with `nodeos registrar init`")
-        try:
-            found = tomllib.loads(read_file(self.config, "settings").decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ParseError(f"{self.config}: not TOML: {error}") from error
-        fields = Fields(found, str(self.config))
+        fields = parse_toml(read_file(self.config, "settings"), str(self.config))
         ca = read_file(self.ca, "CA certificate", limit=1 << 16).decode("ascii", errors="replace")
         settings = Settings(
             registrar=registrar_id(ca),

@@ -29,6 +29,7 @@ from provisioning.verify.policy import (
     check_identity,
     check_release,
     check_site,
+    check_update,
     check_volume,
 )
 from provisioning.verify.possession import check_possession
@@ -266,6 +267,7 @@ def _statement(
         return None, None
     release, _ = check_release(evidence.pcrs, statement.release, expected.releases)
     verdicts.append(release)
+    verdicts.append(check_update(statement.update, statement.release))
     verdicts.append(check_volume(statement.volume, statement.boot_id, evidence.pcrs, expected.enrolled))
     escrow = Escrow(
         machine=expected.machine,

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from nodeos.core.errors import Finding
-from nodeos.core.protocol import NodeKeys, StateVolume
+from nodeos.core.protocol import NodeKeys, StateVolume, UpdateStatus
 from nodeos.core.release import BootPhase, Release
 from nodeos.core.site import PCR as SITE_PCR
 from nodeos.core.statepolicy import POLICY_PCRS
@@ -86,6 +86,21 @@ def check_site(pcrs: Mapping[int, bytes], site_document: bytes) -> Verdict:
 
 def _differs(index: int, found: bytes, expected: bytes) -> Finding:
     return finding(f"pcr.{index}", f"{_WORDS[index]}: found {found.hex()}, expected {expected.hex()}")
+
+
+def check_update(update: UpdateStatus | None, claimed: str) -> Verdict:
+    """A node that fell back runs a release that is allowed; a person should know why the other one failed."""
+    watch = []
+    if update is not None and update.failed is not None:
+        watch.append(
+            finding(
+                "update.fell_back", f"{update.failed} was tried and given up, {update.running} runs again"
+            )
+        )
+    refused = []
+    if update is not None and update.running != claimed:
+        refused.append(finding("update.running", f"found {update.running!r}, the statement says {claimed!r}"))
+    return verdict("update", refused, watch)
 
 
 def check_firmware(pcrs: Mapping[int, bytes], enrolled: Enrolled | None) -> Verdict:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from importlib import resources
 
 from nodeos.core.errors import Finding, UsageError
-from nodeos.core.wire import Fields, ParseError, parse_text
+from nodeos.core.wire import Fields, parse_text, parse_toml
 from provisioning.verify.findings import Verdict, finding, verdict
 from provisioning.verify.fingerprint import Inventory, Report
 
@@ -58,10 +57,7 @@ def load_profile(name: str) -> Profile:
 
 def parse_profile(text: str, what: str) -> Profile:
     """Raises ParseError with the path of the first wrong field."""
-    try:
-        fields = Fields(tomllib.loads(text), what)
-    except tomllib.TOMLDecodeError as error:
-        raise ParseError(f"{what}: not TOML: {error}") from error
+    fields = parse_toml(text.encode(), what)
     cpu, disks, nics = fields.nested("cpu"), fields.nested("disks"), fields.nested("nics")
     memory, limits = fields.nested("memory"), fields.nested("measurements")
     profile = Profile(

@@ -269,6 +269,7 @@ def make_config(directory: Path) -> Config:
         userspace_log=directory / "userspace.log",
         os_release=directory / "os-release",
         network_directory=directory / "network",
+        attested=directory / "run" / "attested",
     )
     config.volume_report.write_bytes(state_report("/dev/state"))
     config.os_release.write_text('ID=debian\nIMAGE_VERSION="1.2.3"\n')

@@ -97,6 +97,7 @@ def make(directory: Path) -> Installable:
     config = SiteConfig(
         data_center="zh1", registrar_url="https://registrar.example.org:8443", registrar_ca="a certificate",
         operator=Principal.self_authenticating(FileSigner(operator).public_key), node_reward_type="type1",
+        operator_key=evidence.spki(evidence.RECOVERY),
     )  # fmt: skip
     document = config.to_bytes()
     made = Installable(

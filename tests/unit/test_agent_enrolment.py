@@ -112,6 +112,12 @@ def stored(config: Config) -> NodeRecord:
     return NodeRecord.parse(parse_json(config.node_record.read_bytes(), "node.json"))
 
 
+def test_no_mark_for_the_blessing_without_an_attestation(stage: Stage) -> None:
+    stage.registrar.answers = [PENDING, PENDING, PENDING]
+    stage.run(3)
+    assert not stage.config.attested.exists()
+
+
 def test_from_nothing_to_a_node(stage: Stage) -> None:
     stage.registrar.answers = [PENDING, PENDING, None]
     words = stage.run(3)
@@ -121,6 +127,7 @@ def test_from_nothing_to_a_node(stage: Stage) -> None:
     assert stage.stop.waits == [7, 7, 900]
     assert stored(stage.config) == stage.registrar.record()
     assert stage.console.status["state"] == "inducted"
+    assert stage.config.attested.exists(), "what starts the blessing of this boot"
     assert json.loads(stage.config.enrolment.read_bytes())["state"] == "inducted"
     request = stage.registrar.requests[0]
     assert (request.ek_public, request.ek_certificates, request.ak_public) == (

@@ -11,10 +11,9 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nodeos import cli
+from nodeos.core.efilists import X509
 from nodeos.core.errors import UsageError
 from nodeos.core.wire import ParseError
 from nodeos.fingerprint.inventory import Sources
@@ -23,7 +22,6 @@ from nodeos.preflight import devices, machine
 from nodeos.preflight.checks import Check, Status, check, passed
 from nodeos.preflight.devices import fastest, parse_health
 from nodeos.preflight.facts import Health
-from nodeos.preflight.firmware import CERT_X509, parse_certificates
 from nodeos.preflight.profile import NAMES, load_profile, parse_profile
 from tests.support.smbios_tables import END, entry_point_3, memory_device, system
 from tests.support.vectors import vectors
@@ -36,7 +34,7 @@ DISK_SECTORS = 6_400_000_000_000 // 512
 def signature_list(*certificates: bytes) -> bytes:
     """EFI_SIGNATURE_LISTs with a certificate each, as firmware keeps them."""
     return b"".join(
-        CERT_X509
+        X509.bytes_le
         + b"".join(n.to_bytes(4, "little") for n in (28 + 16 + len(der), 0, 16 + len(der)))
         + bytes(16)
         + der
@@ -423,22 +421,6 @@ def test_profiles_by_name_and_by_file(tmp_path: Path) -> None:
     own.write_bytes(b"\xff")
     with pytest.raises(ParseError, match=r"own\.toml: not UTF-8"):
         load_profile(str(own))
-
-
-def test_certificates_of_a_signature_list() -> None:
-    assert parse_certificates(b"") == ()
-    assert parse_certificates(signature_list(OURS, THEIRS)) == (OURS, THEIRS)
-    with pytest.raises(ParseError, match=r"not of X\.509"):
-        parse_certificates(bytes(16) + signature_list(OURS)[16:])
-
-
-@given(st.one_of(st.binary(max_size=80), st.binary(max_size=64).map(lambda rest: CERT_X509 + rest)))
-def test_any_signature_list_is_parsed_or_refused(data: bytes) -> None:
-    try:
-        found = parse_certificates(data)
-    except ParseError:
-        return
-    assert sum(len(item) for item in found) <= len(data)
 
 
 def test_the_fastest_link_mode() -> None:

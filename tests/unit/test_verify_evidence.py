@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 from hsm.bls import SecretKey
 from nodeos.core.errors import RefusedError
 from nodeos.core.principal import Principal
-from nodeos.core.protocol import QUOTED_PCRS, Evidence, Request, qualifying_data, secret_proof
+from nodeos.core.protocol import (
+    QUOTED_PCRS,
+    Evidence,
+    Request,
+    UpdateStatus,
+    qualifying_data,
+    secret_proof,
+)
 from nodeos.core.statereport import Mode
 from nodeos.core.wire import ParseError
 from provisioning.verify.der import parse_certificate
@@ -157,12 +164,27 @@ def test_honest_evidence_passes_every_check() -> None:
         "site",
         "firmware",
         "release",
+        "update",
         "volume",
         "recovery",
         "identity",
         "fingerprint",
         "possession",
     ]
+
+
+def test_a_node_that_fell_back_is_watched() -> None:
+    machine = ev.Machine()
+    status = UpdateStatus(running=machine.release, blessed=True, failed="9.9")
+    stated = replace(machine.statement(), update=status).to_bytes()
+    assessment = verify_evidence(
+        machine.evidence(session="s", nonce=NONCE, secret=SECRET, statement=stated), expected(machine)
+    )
+    assert assessment.result is Result.WATCH
+    assert [finding.code for finding in assessment.findings] == ["update.fell_back"]
+    other = replace(machine.statement(), update=replace(status, running="8.8", failed=None)).to_bytes()
+    given = machine.evidence(session="s", nonce=NONCE, secret=SECRET, statement=other)
+    assert refused(given, expected(machine))[0] == ["update.running"]
 
 
 def requoted(machine: ev.Machine, **changes: object) -> Evidence:
