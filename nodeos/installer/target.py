@@ -81,8 +81,12 @@ class MachineDisks:
     def install(self, path: str, token: EraseToken | None, progress: Report) -> Installed:
         """Install. A disk with data needs a token; raises RefusedError (codes ``erase.…``) for a bad one."""
         with open_disk(Path(path), self._source.directory) as disk:
-            may = token and permission.Permission(
-                token=token, place=self._challenge_file, operator=self._operator, now=int(time.time())
+            may = (
+                None
+                if token is None
+                else permission.Permission(
+                    token=token, place=self._challenge_file, operator=self._operator, now=int(time.time())
+                )
             )
             outcome = install(self._source, disk, site=self._site, progress=progress, permission=may)
         part, sector = layout.esp(outcome.table), outcome.table.sector
