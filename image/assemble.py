@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from hsm.keys import SignatureError, parse_publics
 from hsm.keys import verify as verify_signature
-from image import authenticode, measure, pe, release_dir, secureboot, verity
+from image import authenticode, installer, measure, pe, release_dir, secureboot, verity
 from image.unsigned import BOOTLOADER, UKI, Unsigned
 from nodeos.core import statepolicy
 from nodeos.core.errors import UsageError
@@ -42,9 +42,11 @@ PCR_KEYS, RELEASE_KEY = "pcr.pub.pem", "release.pub.pem"
 ACCEPTED, POLICY = "accepted-pcr7.json", "pcrsig.json"
 UKI_SIGNATURE, BOOTLOADER_SIGNATURE = f"{UKI}.p7", f"{BOOTLOADER}.p7"
 ROOT_SIGNATURE = "verity-sig.p7"
+INSTALLER_SIGNATURE = f"{installer.NAME}.p7"
 NAMES = (
     DB_CERTIFICATE, VERITY_CERTIFICATE, PCR_KEYS, RELEASE_KEY, ACCEPTED, POLICY, UKI_SIGNATURE,
     BOOTLOADER_SIGNATURE, ROOT_SIGNATURE, *release_dir.AUTH_FILES, release_dir.SIGNATURE,
+    INSTALLER_SIGNATURE,
 )  # fmt: skip
 _LIMIT = 1 << 20
 
@@ -190,7 +192,8 @@ def compose(unsigned: Unsigned, files: Mapping[str, bytes]) -> Composed:
 
     Raises UsageError with the name of the signature that is missing or wrong.
     """
-    missing = sorted(set(NAMES) - set(release_dir.OPTIONAL) - {release_dir.SIGNATURE} - set(files))
+    later = {release_dir.SIGNATURE, INSTALLER_SIGNATURE}
+    missing = sorted(set(NAMES) - set(release_dir.OPTIONAL) - later - set(files))
     foreign = sorted(set(files) - set(NAMES))
     if missing or foreign:
         words = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"holds {', '.join(foreign)}"] * bool(
@@ -262,6 +265,21 @@ def compose(unsigned: Unsigned, files: Mapping[str, bytes]) -> Composed:
         source_date_epoch=build.source_date_epoch,
     )
     return Composed(release=release, files=made)
+
+
+def signed_installer(parts: installer.Parts, files: Mapping[str, bytes]) -> bytes:
+    """The installer of a finished release (see ``installer.Parts``), with its signature from ``files``.
+
+    It carries the manifest and its signature, so it comes after them and is in no manifest. Raises UsageError.
+    """
+    if INSTALLER_SIGNATURE not in files:
+        raise UsageError(f"{release_dir.SIGNATURES}: it lacks {INSTALLER_SIGNATURE}")
+    made = installer.make_uki(parts)
+    installer.check(made)
+    with _naming(INSTALLER_SIGNATURE):
+        db = parse_certificate(files[DB_CERTIFICATE])
+        authenticode.verify_detached(files[INSTALLER_SIGNATURE], pe.authenticode(made, installer.NAME), db)
+    return pe.attach_signature(made, files[INSTALLER_SIGNATURE], installer.NAME)
 
 
 def _variables(files: Mapping[str, bytes], db: x509.Certificate, epoch: int) -> dict[str, bytes]:

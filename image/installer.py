@@ -6,8 +6,8 @@ another command line and initrd than the node's: PCR 11 never takes a value that
 installer can't open the state of a node.
 
 How it boots (image/initrd/extra, image/extra): the kernel unpacks /release into the initramfs; in the initrd
-``nodeos-release.service`` moves it to /run/nodeos/release, which outlives the initrd, and mounts its root.raw on
-/sysroot; the system then starts ``nodeos-installer.target`` instead of a node's services.
+``nodeos-release.service`` moves it to /run/nodeos/release, which outlives the initrd, and a generator has its
+root.raw mounted on /sysroot; the system then starts ``nodeos-installer.target`` instead of a node's services.
 """
 
 from __future__ import annotations

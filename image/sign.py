@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hsm.keys import parse_publics
-from image import assemble, authenticode, measure, release_dir, secureboot, verity
+from image import assemble, authenticode, installer, measure, release_dir, secureboot, verity
 from image.assemble import compose
 from image.keys import KeySet, Pin
 from image.release_dir import ReleaseDir
@@ -106,6 +106,7 @@ def _write(unsigned: Unsigned, signatures: Path, fresh: Path) -> None:
         write_atomic(fresh / name, data)
     write_atomic(fresh / release_dir.MANIFEST, document)
     write_atomic(fresh / release_dir.SIGNATURE, signature)
+    write_atomic(fresh / installer.NAME, assemble.signed_installer(installer.Parts.read(fresh), files))
     os.sync()
 
 
@@ -149,7 +150,8 @@ def make_signatures(
             files[f"{name}.p7"] = authenticode.sign(image, signer, keys.certificate("db"), name)
     with keys.signer("verity", pin) as signer:
         files[assemble.ROOT_SIGNATURE] = verity.sign(build.root_hash, signer, keys.certificate("verity"))
-    document = compose(unsigned, files).release.to_bytes()
+    composed = compose(unsigned, files)
+    document = composed.release.to_bytes()
     with keys.signer("release", pin) as signer:
         signature = ReleaseSignature(
             key=assemble.key_id(signer.public_key),
@@ -157,6 +159,15 @@ def make_signatures(
             signature=signer.sign(signed_message(document)),
         )
     files[release_dir.SIGNATURE] = signatures_to_bytes([signature])
+    whole = {name: (unsigned.directory / name).read_bytes() for name in build.artefacts}
+    whole |= composed.files
+    whole |= {release_dir.MANIFEST: document, release_dir.SIGNATURE: files[release_dir.SIGNATURE]}
+    parts = installer.Parts(uki=whole[UKI], files=whole, source_date_epoch=build.source_date_epoch)
+    made = installer.make_uki(parts)
+    with keys.signer("db", pin) as signer:
+        files[assemble.INSTALLER_SIGNATURE] = authenticode.sign(
+            made, signer, keys.certificate("db"), installer.NAME
+        )
     return files
 
 

@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hsm.keys import parse_publics
-from image import assemble, authenticode, measure, pe, release_dir, secureboot, unsigned, verity
+from image import assemble, authenticode, installer, measure, pe, release_dir, secureboot, unsigned, verity
 from nodeos.core.errors import Finding, RefusedError, UsageError
 from nodeos.core.files import read_file
 from nodeos.core.release import BootPhase, Release, check_signature
@@ -76,7 +76,9 @@ def check_files(directory: Path, release: Release, findings: _Findings) -> None:
     for name in sorted(release.artefacts.keys() - set(release_dir.ARTEFACTS)):
         findings.add("artefact.unknown", f"the manifest describes {name!r}, which is no part of a release")
     known = release.artefacts.keys() & set(release_dir.ARTEFACTS)
-    allowed = {*known, release_dir.MANIFEST, release_dir.SIGNATURE, release_dir.SIGNATURES}
+    if not (directory / installer.NAME).is_file():
+        findings.add("artefact.missing", f"{installer.NAME} is not there")
+    allowed = {*known, installer.NAME, release_dir.MANIFEST, release_dir.SIGNATURE, release_dir.SIGNATURES}
     for path in sorted(directory.iterdir()):
         if path.name not in allowed:
             findings.add("file.foreign", f"{path.name} is no part of this release")
@@ -139,6 +141,13 @@ def check_content(directory: Path, release: Release, findings: _Findings) -> Non
     _check_policy(release, uki, pcr_keys, findings)
     _check_measurements(release, bootloader, uki, files, db=db, findings=findings)
     _check_detached(directory, release, uki, bootloader, files=files, detached=detached, findings=findings)
+    if not findings.found:
+        # It is made from all that was checked so far, so it is compared last; no manifest describes it, since it
+        # carries the manifest.
+        with findings.check("installer"):
+            made = assemble.signed_installer(installer.Parts.read(directory), detached)
+            if made != (directory / installer.NAME).read_bytes():
+                raise UsageError(f"{installer.NAME} is not the installer of this release")
 
 
 def _check_root(

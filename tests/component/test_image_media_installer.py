@@ -11,13 +11,17 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from image import installer, media, pe
+from image import authenticode, installer, media, pe
+from image.keys import generate
 from image.measure import read_esp
+from image.sign import sign
+from nodeos import cli
 from nodeos.core.errors import ToolError, UsageError
 from nodeos.core.run import find_tool, run
-from nodeos.core.site import SignedSite
+from nodeos.core.site import SignedSite, SiteConfig
 from tests.support.release import make_release
 from tests.support.sites import SITE
+from tests.support.unsigned_build import make_unsigned
 
 KEY = Ed25519PrivateKey.generate()
 
@@ -149,3 +153,25 @@ def test_install_disk_is_in_the_site() -> None:
     site = replace(SITE, install_disk="S4YPNF0R")
     assert media.sign(site, KEY).verify(KEY.public_key()) == site
     assert "install_disk" not in json.loads(SITE.to_bytes())
+
+
+def test_command_line_on_a_signed_release(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = generate(tmp_path / "keys")
+    build = make_unsigned(tmp_path / "unsigned", (tmp_path / "keys/pcr.pub.pem").read_bytes())
+    sign(build, keys, tmp_path / "release", pin=lambda _: "")
+    certificate = tmp_path / "ca.pem"
+    certificate.write_bytes((tmp_path / "keys/db.crt").read_bytes())
+    words = [
+        "--json", "media", "make", tmp_path / "medium.raw", "--release", tmp_path / "release", "--kind", "usb",
+        "--site-key", tmp_path / "keys/site.key", "--dc", "zh1", "--registrar", "https://registrar.example.org",
+        "--ca", certificate, "--operator", "2vxsx-fae", "--reward-type", "type1", "--disk", "S1",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as caught:
+        cli.main([str(word) for word in words])
+    assert caught.value.code == 0
+    assert json.loads(capsys.readouterr().out)["release"] == "1.2.3"
+    site = SiteConfig.parse(read_esp(tmp_path / "medium.raw", "nodeos/site.json"))
+    assert site.install_disk == "S1"
+    made = read_esp(tmp_path / "medium.raw", "EFI/Linux/nodeos-installer.efi")
+    authenticode.verify(made, keys.certificate("db"))
+    installer.check(made)

@@ -37,6 +37,8 @@ def make_unsigned(
     (directory / "verity.raw").write_bytes(superblock.to_bytes() + tree)
     command_line = f"quiet roothash={root_hash.hex()}"
     content = {
+        ".text": b"the stub",
+        ".reloc": b"its end",
         ".osrel": b"ID=nodeos\n",
         ".cmdline": command_line.encode(),
         ".initrd": b"an initrd",

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from image import cpio, installer, measure, pe
 from nodeos.core.errors import UsageError
+from nodeos.core.run import run
 from nodeos.installer.cli import RELEASE
 from tests.support.pe import make_pe, sign_pe
 from tests.support.release import STUB, UKI, build_uki, stub
@@ -236,8 +237,35 @@ def test_units_of_an_installer_stay_out_of_a_node() -> None:
     ):  # fmt: skip
         text = (ROOT / tree / "usr/lib/systemd/system" / unit).read_text()
         assert "ConditionKernelCommandLine=nodeos.install" in text
-    wanted = ROOT / "image/initrd/extra/usr/lib/systemd/system/initrd-root-fs.target.requires"
-    assert (wanted / "nodeos-release.service").resolve() == wanted.parent / "nodeos-release.service"
+
+
+@pytest.mark.parametrize(
+    ("line", "makes"),
+    [
+        ("quiet nodeos.install panic=30", True),
+        ("quiet roothash=ab", False),
+        ("quiet nodeos.installed=1", False),
+    ],
+)
+def test_generator_makes_a_root_in_an_installer_only(line: str, makes: bool, tmp_path: Path) -> None:
+    text = (
+        ROOT / "image/initrd/extra/usr/lib/systemd/system-generators/nodeos-release-generator"
+    ).read_text()
+    assert text.count("/proc/cmdline") == 1
+    script, command_line = tmp_path / "generator", tmp_path / "cmdline"
+    script.write_text(text.replace("/proc/cmdline", str(command_line)))
+    command_line.write_text(line + "\n")
+    folders = [tmp_path / name for name in ("normal", "early", "late")]
+    for folder in folders:
+        folder.mkdir()
+    run(["sh", script, *folders], what="running the generator")
+    found = sorted(str(path.relative_to(tmp_path)) for folder in folders for path in folder.rglob("*.mount"))
+    wanted = ["early/initrd-root-fs.target.requires/sysroot.mount", "early/sysroot.mount"]
+    assert found == (wanted if makes else [])
+    if makes:
+        unit = (folders[1] / "initrd-root-fs.target.requires/sysroot.mount").read_text()
+        assert f"What={RELEASE}/root.raw\n" in unit
+        assert "Requires=nodeos-release.service\nAfter=nodeos-release.service\n" in unit
 
 
 def test_paths_agree() -> None:

@@ -54,7 +54,7 @@ def test_a_release(keys: KeySet, build: Unsigned, tmp_path: Path) -> None:
     made = sign(build, keys, tmp_path / "release", pin=no_pin)
     assert set(content(made.directory)) == {
         "boot.efi", "nodeos.efi", "root.raw", "verity.raw", "verity-sig.json", "PK.auth", "KEK.auth", "db.auth",
-        "packages.json", "sbom.spdx.json", "release.json", "release.sig",
+        "packages.json", "sbom.spdx.json", "release.json", "release.sig", "installer.efi",
         *(f"signatures/{name}" for name in assemble.NAMES if name != "dbx.auth"),
     }  # fmt: skip
     release = check_signature(

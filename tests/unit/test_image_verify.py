@@ -421,3 +421,34 @@ def test_a_release_in_the_middle_of_a_rotation(keys: KeySet, tmp_path: Path) -> 
         made = sign(Unsigned.read(directory / "unsigned"), changing, directory / "release", pin=no_pin)
         assert verify.verify(made.directory, [changing.public("release")]) == made.release
         assert ("dbx.auth" in made.release.artefacts) == finish
+
+
+@pytest.mark.parametrize("at", [0, 3000, -1])
+def test_installer_is_covered_to_the_last_byte(at: int, download: Download) -> None:
+    data = bytearray(download.read("installer.efi"))
+    data[at] ^= 1
+    download.write("installer.efi", bytes(data))
+    assert download.refusal() == ["installer"]
+
+
+def test_installer_that_is_missing(download: Download) -> None:
+    (download.directory / "installer.efi").unlink()
+    assert download.refusal() == ["artefact.missing"]
+
+
+def test_installer_signed_by_another_key(download: Download, other_keys: KeySet) -> None:
+    made = pe.strip_signatures(download.read("installer.efi"))
+    with other_keys.signer("db", no_pin) as signer:
+        signature = authenticode.sign(made, signer, other_keys.certificate("db"))
+    download.write("installer.efi", pe.attach_signature(made, signature))
+    download.write("signatures/installer.efi.p7", signature)
+    assert download.refusal() == ["installer"]
+
+
+def test_installer_with_the_means_to_open_a_state(download: Download) -> None:
+    made = pe.add_section(pe.strip_signatures(download.read("installer.efi")), ".pcrsig", b"{}")
+    with download.keys.signer("db", no_pin) as signer:
+        signature = authenticode.sign(made, signer, download.keys.certificate("db"))
+    download.write("installer.efi", pe.attach_signature(made, signature))
+    download.write("signatures/installer.efi.p7", signature)
+    assert download.refusal() == ["installer"]
