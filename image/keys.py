@@ -15,6 +15,7 @@ Building needs the public halves only. A PIN or password is asked for as its pri
 from __future__ import annotations
 
 import datetime
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -225,9 +226,19 @@ def _appearing(directory: Path) -> Iterator[KeySet]:
     try:
         yield KeySet(directory=fresh)
         fresh.rename(directory)
+        sync(directory.parent)
     except BaseException:
         shutil.rmtree(fresh)
         raise
+
+
+def sync(directory: Path) -> None:
+    """Bring the names in a directory to the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def make_next(

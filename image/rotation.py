@@ -11,11 +11,10 @@ order in which they are made; a move whose target is there has been made.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from image.keys import NAMES, KeySet, Pin, make_next
+from image.keys import NAMES, KeySet, Pin, make_next, sync
 from nodeos.core.errors import NodeosError, UsageError
 from nodeos.core.files import read_file, write_atomic
 from nodeos.core.wire import ParseError, parse_json
@@ -70,7 +69,7 @@ def finish(keys: KeySet) -> list[str]:
     if following.exists():
         following.rmdir()
     keys.journal.unlink()
-    _sync(keys.directory)
+    sync(keys.directory)
     return sorted(
         {target.parent.name.rpartition("-")[0] for _, target in moves if target.parent != keys.directory}
     )
@@ -135,12 +134,4 @@ def _move(source: Path, target: Path) -> None:
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     source.rename(target)
     for directory in (target.parent, source.parent):
-        _sync(directory)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(directory)

@@ -101,13 +101,19 @@ def _write(unsigned: Unsigned, signatures: Path, fresh: Path) -> None:
     check_signature(document, signature, trusted)
     for name in unsigned.build.artefacts:
         if name not in composed.files:
-            shutil.copyfile(unsigned.directory / name, fresh / name)
+            _copy(unsigned.directory / name, fresh / name)
     for name, data in composed.files.items():
         write_atomic(fresh / name, data)
     write_atomic(fresh / release_dir.MANIFEST, document)
     write_atomic(fresh / release_dir.SIGNATURE, signature)
     write_atomic(fresh / installer.NAME, assemble.signed_installer(installer.Parts.read(fresh), files))
-    os.sync()
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as data, target.open("wb") as copy:
+        shutil.copyfileobj(data, copy, 1 << 20)
+        copy.flush()
+        os.fsync(copy.fileno())
 
 
 def make_signatures(
@@ -129,7 +135,16 @@ def make_signatures(
             hint="the image was built with other keys, or before they were rotated: build it again with --keys",
         )
     states = secureboot.states(keys)
-    accepted = [*secureboot.accepted(states, keys.certificate("db")), *pcr7]
+    accepted = secureboot.accepted(states, keys.certificate("db"))
+    known = {item.sha256: item.name for item in accepted}
+    for item in pcr7:
+        if item.sha256 in known:
+            raise UsageError(
+                f"PCR 7 {item.sha256.hex()} ({item.name}) is signed for already: {known[item.sha256]}",
+                hint="take it out of the list of further values",
+            )
+        known[item.sha256] = item.name
+        accepted.append(item)
     files = {
         assemble.DB_CERTIFICATE: read_file(keys.public_file("db"), "certificate"),
         assemble.VERITY_CERTIFICATE: read_file(keys.public_file("verity"), "certificate"),

@@ -83,7 +83,8 @@ def check_files(directory: Path, release: Release, findings: _Findings) -> None:
         if path.name not in allowed:
             findings.add("file.foreign", f"{path.name} is no part of this release")
         elif path.is_symlink() or path.is_file() == (path.name == release_dir.SIGNATURES):
-            findings.add("file.kind", f"{path.name} is not a {'folder' if path.is_dir() else 'plain file'}")
+            kind = "folder" if path.name == release_dir.SIGNATURES else "plain file"
+            findings.add("file.kind", f"{path.name} is not a {kind}")
     for name in sorted(known):
         path, expected = directory / name, release.artefacts[name]
         if not path.is_file():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsm.identity import FileSigner
-from hsm.keys import SignatureError, parse_public, public_der, read_public, verify
+from hsm.keys import SignatureError, parse_public, parse_publics, public_der, read_public, verify
 from nodeos.core.errors import UsageError
 
 PrivateKey = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
@@ -77,3 +77,17 @@ def test_files(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="not a public key in PEM or DER") as caught:
             read_public(path, "key", hint="do that")
         assert caught.value.hint == "do that"
+
+
+def test_several_public_keys_in_one_file() -> None:
+    public = [key.public_key() for key in KEYS.values()]
+    pems = [key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo) for key in public]
+    ders = [public_der(key) for key in public]
+    assert parse_publics(b"".join(pems), "keys", hint="x") == ders
+    assert parse_publics(b"\n\n".join(pems) + b"\n", "keys", hint="x") == ders
+    assert parse_publics(ders[0], "keys", hint="x") == ders[:1]
+    for wrong in (b"", b"text", pems[0][:-20], pems[0] + b"text\n" + pems[1]):
+        with pytest.raises(UsageError, match="keys: not public keys"):
+            parse_publics(wrong, "keys", hint="x")
+    # What follows the last block is left out, as every reader of PEM does.
+    assert parse_publics(pems[0] + b"words", "keys", hint="x") == ders[:1]

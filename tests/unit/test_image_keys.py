@@ -187,7 +187,7 @@ def test_rotation(small: KeySet) -> None:
 @pytest.mark.parametrize("step", range(24))
 def test_interrupted_at_any_step(step: int, small: KeySet, monkeypatch: pytest.MonkeyPatch) -> None:
     first, new = content(small.directory), content(rotation.begin(small, SMALL).directory)
-    real, made = rotation._sync, 0
+    real, made = keys_module.sync, 0
 
     def interrupted(directory: Path) -> None:
         nonlocal made
@@ -196,10 +196,10 @@ def test_interrupted_at_any_step(step: int, small: KeySet, monkeypatch: pytest.M
         made += 1
         real(directory)
 
-    monkeypatch.setattr(rotation, "_sync", interrupted)
+    monkeypatch.setattr(rotation, "sync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         rotation.finish(small)
-    monkeypatch.setattr(rotation, "_sync", real)
+    monkeypatch.setattr(rotation, "sync", real)
     with pytest.raises(UsageError, match="was interrupted"):
         small.require(Variant.RELEASE, SMALL)
     with pytest.raises(UsageError, match="was interrupted"):

@@ -15,8 +15,9 @@ from image import assemble, authenticode, efivars, measure, pe, rotation, secure
 from image.keys import KeySet, generate
 from image.sign import attach, read_pcr7, sign
 from image.unsigned import Unsigned
-from nodeos.core.errors import RefusedError, UsageError
+from nodeos.core.errors import RefusedError, ToolError, UsageError
 from nodeos.core.release import AcceptedPcr7, Variant, check_signature
+from nodeos.core.run import find_tool, run
 from nodeos.core.statepolicy import PolicySignatures
 from nodeos.core.wire import canonical_json
 from tests.support.unsigned_build import BOOTLOADER, EPOCH, KERNEL, make_unsigned
@@ -78,6 +79,15 @@ def test_a_release(keys: KeySet, build: Unsigned, tmp_path: Path) -> None:
     assert measure.pcr7(enrolled) == release.pcrs["sha256"][7]
     assert efivars.Update.parse(enrolled["db"]).time == secureboot.update_time(EPOCH)
     assert not list(tmp_path.glob(".*")), "nothing is left beside it"
+
+
+def test_another_program_takes_the_images(keys: KeySet, build: Unsigned, tmp_path: Path) -> None:
+    made = sign(build, keys, tmp_path / "release", pin=no_pin)
+    sbverify = find_tool("sbverify", package="sbsigntool")
+    for path in (made.uki, made.bootloader):
+        run([sbverify, "--cert", keys.public_file("db"), path], what="sbverify")
+        with pytest.raises(ToolError):
+            run([sbverify, "--cert", keys.public_file("verity"), path], what="sbverify")
 
 
 def test_attaching_needs_no_key_and_gives_the_same(keys: KeySet, build: Unsigned, tmp_path: Path) -> None:
@@ -273,6 +283,8 @@ def test_further_values_of_pcr_7(keys: KeySet, build: Unsigned, tmp_path: Path) 
     assert made.release.accepted_pcr7[1:] == tuple(further)
     found = PolicySignatures.parse((made.signatures / "pcrsig.json").read_bytes()).signatures
     assert [item.pcrs[7] for item in found] == [item.sha256 for item in made.release.accepted_pcr7]
+    with pytest.raises(UsageError, match="signed for already: db current"):
+        sign(build, keys, tmp_path / "out", pin=no_pin, pcr7=made.release.accepted_pcr7[:1])
     for text, words in (("{}", "a list"), ("x", "not JSON"), ('[{"name": "x"}]', r"\[0\]\.sha256: missing")):
         path.write_text(text)
         with pytest.raises(UsageError, match=words):

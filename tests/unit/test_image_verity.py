@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given
+from hypothesis import strategies as st
 
-from image import verity
+from image import assemble, verity
 from image.keys import KeySet, make_keys
 from image.verity import BLOCK, RootHashSignature, Superblock
 from nodeos.core.errors import UsageError
@@ -131,3 +133,17 @@ def test_signatures(keys: KeySet) -> None:
 
 def test_superblock_is_512_bytes() -> None:
     assert struct.calcsize("<8sII16s32sIIQH6s256s168s") == 512
+
+
+@given(st.binary(max_size=200), st.integers(0, BLOCK - 1), st.binary(min_size=1, max_size=40))
+def test_parsers_refuse_and_nothing_else(data: bytes, offset: int, patch: bytes) -> None:
+    with pytest.raises(UsageError):
+        RootHashSignature.parse(data)
+    with pytest.raises(UsageError):
+        assemble.parse_accepted_list(data)
+    good = Superblock(uuid=bytes(16), blocks=7, salt=SALT).to_bytes()
+    changed = (good[:offset] + patch + good[offset + len(patch) :])[:BLOCK]
+    try:
+        assert Superblock.parse(changed).to_bytes() == changed
+    except UsageError:
+        assert changed != good
