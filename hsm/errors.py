@@ -12,6 +12,7 @@ NodeosError
 │   ├── TpmFloorError          no rollback floor in the TPM, or something else in its place
 │   ├── TpmStorageRootError    another TPM than at sealing, or a cleared one
 │   ├── TpmSealedError         a sealed secret that is damaged
+│   ├── TpmCreationError       a sealed secret that was not provably made under a signed policy
 │   ├── TpmKeyMissingError     no key at its handle
 │   ├── TpmKeyPasswordError    a signing key's password is wrong
 │   ├── TpmForeignKeyError     something else lies where our key belongs
@@ -81,6 +82,10 @@ class TpmStorageRootError(TpmError):
 
 class TpmSealedError(TpmError):
     """A sealed secret that is damaged, or has another policy than it should."""
+
+
+class TpmCreationError(TpmError):
+    """Nothing proves that this TPM sealed the secret while the PCRs of a signed policy held."""
 
 
 class TpmForeignKeyError(TpmError):

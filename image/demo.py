@@ -287,7 +287,7 @@ def enrol(context: Context, vm: Vm, step: Step) -> None:
         raise NodeosError("the node did not make its state volume in its first boot")
     step.notes.append(f"node {node['node_id']}")
     step.notes.append(
-        f"state volume bound to signed PCRs {volume['signed_pcrs']} and to the values of {volume['literal_pcrs']}"
+        f"state volume sealed to signed policies on PCRs {volume['policy_pcrs']}, floor {volume['floor']}"
     )
     predicted = facts["release"]["predicted_pcrs"]
     for index, name in (("4", "4"), ("7", "7"), ("11", "11 after ready")):

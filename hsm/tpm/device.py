@@ -17,7 +17,7 @@ from hsm.tpm.nv import chain_certificates
 from hsm.tpm.sealing import SealedSecret
 from hsm.tpm.types import Endorsement, Quote, TpmIdentity
 from nodeos.core.errors import UsageError
-from nodeos.core.statepolicy import PolicySignatures
+from nodeos.core.statepolicy import PolicySignature, PolicySignatures
 
 _QUOTE_TRIES = 8
 
@@ -134,10 +134,28 @@ class Tpm:
         return storage.ensure(self._connection, self._endorsement().handle, owner_auth)
 
     def seal(
-        self, secret: bytes, policy_key: ec.EllipticCurvePublicKey, *, srk: bytes | None = None
+        self,
+        secret: bytes,
+        policy_key: ec.EllipticCurvePublicKey,
+        *,
+        srk: bytes | None = None,
+        under: PolicySignature | None = None,
     ) -> SealedSecret:
-        """Seal at most 128 bytes to the policies that the P-256 key ``policy_key`` signs."""
-        return sealing.seal(self._connection, secret, policy_key, enrolled=srk)
+        """Seal at most 128 bytes to the policies that the P-256 key ``policy_key`` signs.
+
+        With ``under``, a policy by that key whose PCRs hold now, ``check_creation`` will accept the result.
+        """
+        return sealing.seal(self._connection, secret, policy_key, enrolled=srk, under=under)
+
+    def choose_policy(
+        self, policy_key: bytes, signatures: PolicySignatures, *, srk: bytes | None = None
+    ) -> PolicySignature:
+        """The policy by ``policy_key`` (DER) that this boot satisfies; raises like ``unseal`` if there is none."""
+        return sealing.choose(self._connection, policy_key, signatures, enrolled=srk)
+
+    def check_creation(self, sealed: SealedSecret) -> None:
+        """Raises TpmCreationError unless this TPM sealed the secret under a policy that its key signed."""
+        sealing.check_creation(self._connection, sealed)
 
     def unseal(self, sealed: SealedSecret, signatures: PolicySignatures) -> bytes:
         """The secret; see ``hsm.tpm.sealing.unseal`` for what can be wrong."""
@@ -158,6 +176,11 @@ class Tpm:
     def set_owner_auth(self, new: bytes, *, old: bytes = b"", srk: bytes | None = None) -> None:
         """Give the owner hierarchy a random password of 16 to 32 bytes."""
         storage.set_owner_auth(self._connection, new, old=old, enrolled=srk)
+
+    def has_owner_auth(self) -> bool:
+        """True if the owner hierarchy has a password (TPM 2.0 Library, Part 2, TPMA_PERMANENT: ownerAuthSet)."""
+        with self._connection.answers("asking if the TPM has an owner password"):
+            return bool(self._connection.property(0x200) & 1)
 
     def identity(self) -> TpmIdentity:
         """Manufacturer (four letters), model and firmware version, as the TPM reports them."""

@@ -3,18 +3,28 @@
 The object has no password (userWithAuth is off) and only the policy opens it. It is noDA: there is nothing to
 guess, and a TPM that is locked out after power cuts must still start the node. The secret crosses the bus only as
 an encrypted parameter of sessions that are salted to the enrolled storage root key.
+
+Whoever can use the TPM can seal a secret of their own under the same public policy, and plant a volume with it. So
+the TPM's word on the making is kept: the creation data, which hold the PCRs of that moment, and the TPM's
+ticket for them (TPM 2.0 Library 1.59, Part 1, "Creation Data"; Part 3, 18.3 TPM2_CertifyCreation).
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from hsm.errors import (
+    TpmCreationError,
     TpmCredentialError,
     TpmError,
     TpmPcrError,
@@ -32,7 +42,8 @@ from nodeos.core.wire import Fields, ParseError, b64, parse_text
 
 TOKEN_TYPE = "nodeos-tpm2"  # noqa: S105 - the kind of a LUKS2 token, no secret
 MAX_SECRET = 128
-_SIGNATURE, _POLICY, _POLICY_FAIL = 0x09B, 0x126, 0x09D
+_SIGNATURE, _POLICY, _POLICY_FAIL, _TICKET = 0x09B, 0x126, 0x09D, 0x0A0
+_SELECTION = "sha256:" + ",".join(map(str, statepolicy.POLICY_PCRS))
 _PCR_WORDS = {
     7: "7 (Secure Boot keys or state)",
     11: "11 (release or boot phase)",
@@ -41,16 +52,42 @@ _PCR_WORDS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Creation:
+    """How a secret came to be sealed: ``data`` is a TPM2B_CREATION_DATA, ``ticket`` a TPMT_TK_CREATION.
+
+    ``policy`` is the signed policy whose PCRs held; it is by the key that the secret is sealed to.
+    """
+
+    data: bytes
+    ticket: bytes
+    policy: PolicySignature
+
+    def to_json(self) -> dict[str, object]:
+        return {"data": b64(self.data), "ticket": b64(self.ticket), "policy": self.policy.to_json()}
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Creation:
+        found = cls(
+            data=fields.data("data", limit=1024),
+            ticket=fields.data("ticket", limit=256),
+            policy=PolicySignature.parse(fields.nested("policy")),
+        )
+        fields.done()
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SealedSecret:
     """``public`` is a TPM2B_PUBLIC, ``private`` a TPM2B_PRIVATE, ``srk_public`` a TPMT_PUBLIC.
 
-    ``policy_key`` is DER SubjectPublicKeyInfo.
+    ``policy_key`` is DER SubjectPublicKeyInfo. Without ``creation`` nothing proves when the secret was sealed.
     """
 
     public: bytes
     private: bytes
     srk_public: bytes
     policy_key: bytes
+    creation: Creation | None = None
 
     def to_json(self, keyslots: tuple[int, ...]) -> dict[str, object]:
         """A LUKS2 token for these key slots."""
@@ -61,6 +98,7 @@ class SealedSecret:
             "private": b64(self.private),
             "srk_public": b64(self.srk_public),
             "policy_key": b64(self.policy_key),
+            **({} if self.creation is None else {"creation": self.creation.to_json()}),
         }
 
     @classmethod
@@ -69,9 +107,16 @@ class SealedSecret:
         if (kind := fields.text("type")) != TOKEN_TYPE:
             raise ParseError(f"{fields.path}.type: expected {TOKEN_TYPE}, found {kind}")
         slots = fields.list_of("keyslots", _keyslot, limit=32)
-        parts = {name: fields.data(name, limit=2048) for name in cls.__dataclass_fields__}
+        creation = Creation.parse(fields.nested("creation")) if fields.has("creation") else None
+        sealed = cls(
+            public=fields.data("public", limit=2048),
+            private=fields.data("private", limit=2048),
+            srk_public=fields.data("srk_public", limit=2048),
+            policy_key=fields.data("policy_key", limit=2048),
+            creation=creation,
+        )
         fields.done()
-        return cls(**parts), slots
+        return sealed, slots
 
 
 def seal(
@@ -80,8 +125,12 @@ def seal(
     policy_key: ec.EllipticCurvePublicKey,
     *,
     enrolled: bytes | None = None,
+    under: PolicySignature | None = None,
 ) -> SealedSecret:
-    """Seal ``secret`` (1 to 128 bytes) to what ``policy_key`` signs. The storage root key must be there."""
+    """Seal ``secret`` (1 to 128 bytes) to what ``policy_key`` signs. The storage root key must be there.
+
+    With ``under``, a policy by that key whose PCRs hold now, the secret carries the proof of it.
+    """
     from tpm2_pytss import TPM2B_SENSITIVE_CREATE, TPM2B_SENSITIVE_DATA, TPMS_SENSITIVE_CREATE
 
     if not 1 <= len(secret) <= MAX_SECRET:
@@ -95,13 +144,60 @@ def seal(
         storage.session(connection, srk_public, encrypt=True, decrypt=True) as session,
     ):
         parent, _ = storage.find(connection, srk_public)
-        private, public, *_ = connection.esys.create(parent, sensitive, template, session1=session)
+        private, public, data, _, ticket = connection.esys.create(
+            parent, sensitive, template, creation_pcr=_SELECTION, session1=session
+        )
+    creation = None
+    if under is not None:
+        creation = Creation(data=bytes(data.marshal()), ticket=bytes(ticket.marshal()), policy=under)
     return SealedSecret(
         public=bytes(public.marshal()),
         private=bytes(private.marshal()),
         srk_public=srk_public,
         policy_key=der,
+        creation=creation,
     )
+
+
+def check_creation(connection: Connection, sealed: SealedSecret) -> None:
+    """Does this TPM say that it sealed the secret itself, while the PCRs of a policy by the secret's key held?
+
+    Raises TpmCreationError if not, and what ``unseal`` raises for another TPM or a damaged blob. Whether the
+    key may be trusted is the caller's question.
+    """
+    from tpm2_pytss import ESYS_TR, TPM2_ALG, TPMT_SIG_SCHEME
+
+    creation = sealed.creation
+    if creation is None:
+        raise _unproven("it carries no proof of its making")
+    _check_policy(sealed.policy_key, creation.policy)
+    data, ticket = _creation_parts(creation)
+    made_under = data.creationData
+    if bytes(made_under.pcrSelect.marshal()) != _selection():
+        raise _unproven("its making was recorded with other PCRs")
+    values = b"".join(creation.policy.pcrs[pcr] for pcr in statepolicy.POLICY_PCRS)
+    if bytes(made_under.pcrDigest) != hashlib.sha256(values).digest():
+        raise _unproven("it was made in another state of the machine than our initial RAM disk's")
+    digest = hashlib.sha256(bytes(made_under.marshal())).digest()
+    with _loaded(connection, sealed) as (_, handle):
+        try:
+            with (
+                connection.answers("checking how the secret was sealed"),
+                storage.session(connection, sealed.srk_public) as session,
+            ):
+                connection.esys.certify_creation(
+                    ESYS_TR.NULL,
+                    handle,
+                    b"",
+                    digest,
+                    TPMT_SIG_SCHEME(scheme=TPM2_ALG.NULL),
+                    ticket,
+                    session1=session,
+                )
+        except TpmError as error:
+            if (code := error.response_code or 0) & 0x080 and 0x080 | code & 0x3F == _TICKET:
+                raise _unproven("the TPM does not know the ticket of its making") from error
+            raise
 
 
 def unseal(connection: Connection, sealed: SealedSecret, signatures: PolicySignatures) -> bytes:
@@ -110,9 +206,22 @@ def unseal(connection: Connection, sealed: SealedSecret, signatures: PolicySigna
     Raises TpmStorageRootError (another or a cleared TPM), TpmSealedError (a damaged blob), TpmSignatureError (none
     for this key, or a wrong one), TpmPcrError, TpmRollbackError, TpmFloorError, TpmLockoutError.
     """
+    _blob(sealed)
+    storage.find(connection, sealed.srk_public)
+    chosen = choose(connection, sealed.policy_key, signatures, enrolled=sealed.srk_public)
+    with _loaded(connection, sealed) as (parent, handle):
+        try:
+            with connection.answers("unsealing"):
+                return _open(connection, parent, handle, sealed, chosen)
+        except TpmError as error:
+            raise _explained(error) from error
+
+
+@contextmanager
+def _loaded(connection: Connection, sealed: SealedSecret) -> Iterator[tuple[Any, Any]]:
+    """The parent and the sealed object in the TPM."""
     public, private = _blob(sealed)
     parent, _ = storage.find(connection, sealed.srk_public)
-    chosen = _choose(connection, sealed, signatures)
     esys = connection.esys
     try:
         with (
@@ -127,10 +236,7 @@ def unseal(connection: Connection, sealed: SealedSecret, signatures: PolicySigna
             response_code=error.response_code,
         ) from error
     try:
-        with connection.answers("unsealing"):
-            return _open(connection, parent, handle, sealed, chosen)
-    except TpmError as error:
-        raise _explained(error) from error
+        yield parent, handle
     finally:
         esys.flush_context(handle)
 
@@ -147,7 +253,7 @@ def _open(
     with connection.salted_session(TPM2_SE.POLICY, parent) as session:
         # TPM2_Unseal has no parameter to encrypt on the way in.
         esys.trsess_set_attributes(session, TPMA_SESSION.CONTINUESESSION | TPMA_SESSION.ENCRYPT)
-        esys.policy_pcr(session, b"", "sha256:" + ",".join(map(str, statepolicy.POLICY_PCRS)))
+        esys.policy_pcr(session, b"", _SELECTION)
         operand = statepolicy.floor_operand(chosen.version)
         esys.policy_nv(index, index, session, operand, TPM2_EO.BITCLEAR)
         esys.policy_authorize(session, chosen.policy, name, ticket, statepolicy.POLICY_REF)
@@ -177,9 +283,15 @@ def _verified(connection: Connection, der: bytes, chosen: PolicySignature) -> tu
         raise
 
 
-def _choose(connection: Connection, sealed: SealedSecret, signatures: PolicySignatures) -> PolicySignature:
-    """The signature to use. The TPM decides; this is for errors that say what is wrong."""
-    fingerprint = hashlib.sha256(sealed.policy_key).digest()
+def choose(
+    connection: Connection, policy_key: bytes, signatures: PolicySignatures, *, enrolled: bytes | None = None
+) -> PolicySignature:
+    """The policy by ``policy_key`` (DER) that holds now. The TPM decides; this is for errors that say what is
+    wrong.
+
+    Raises TpmSignatureError, TpmPcrError, TpmRollbackError, TpmFloorError.
+    """
+    fingerprint = hashlib.sha256(policy_key).digest()
     ours = [item for item in signatures.signatures if item.key == fingerprint]
     if not ours:
         raise TpmSignatureError(
@@ -195,10 +307,49 @@ def _choose(connection: Connection, sealed: SealedSecret, signatures: PolicySign
             hint="switch the machine off and on, start the released image, and see that Secure Boot has our keys",
         )
     best = max((item for item, wrong in zip(ours, differing, strict=True) if not wrong), key=_version)
-    lowest = floor.read(connection, enrolled=sealed.srk_public)
+    lowest = floor.read(connection, enrolled=enrolled)
     if lowest > best.version:
         raise _rollback(f"its security version is {best.version}, and this machine's floor is {lowest}")
     return best
+
+
+def _unproven(why: str) -> TpmCreationError:
+    return TpmCreationError(
+        f"nothing proves that our system sealed this secret: {why}",
+        hint="the volume may have been prepared by somebody else: erase its partition and start anew",
+    )
+
+
+def _check_policy(der: bytes, policy: PolicySignature) -> None:
+    """Raises TpmCreationError unless the key ``der`` has signed ``policy``."""
+    if policy.key != hashlib.sha256(der).digest():
+        raise _unproven("the policy of its making is by another key")
+    r, s = (int.from_bytes(part, "big") for part in (policy.signature[:32], policy.signature[32:]))
+    try:
+        message = statepolicy.signed_message(policy.policy)
+        _key(der).verify(encode_dss_signature(r, s), message, ec.ECDSA(SHA256()))
+    except (InvalidSignature, ValueError) as error:
+        raise _unproven("the policy of its making has a wrong signature") from error
+
+
+def _creation_parts(creation: Creation) -> tuple[Any, Any]:
+    """The TPM2B_CREATION_DATA and the TPMT_TK_CREATION."""
+    from tpm2_pytss import TPM2B_CREATION_DATA, TPMT_TK_CREATION, TSS2_Exception
+
+    try:
+        data, used = TPM2B_CREATION_DATA.unmarshal(creation.data)
+        ticket, length = TPMT_TK_CREATION.unmarshal(creation.ticket)
+    except (TSS2_Exception, ValueError) as error:
+        raise _unproven("the proof of its making is malformed") from error
+    if used != len(creation.data) or length != len(creation.ticket):
+        raise _unproven("the proof of its making is malformed")
+    return data, ticket
+
+
+def _selection() -> bytes:
+    from tpm2_pytss import TPML_PCR_SELECTION
+
+    return bytes(TPML_PCR_SELECTION.parse(_SELECTION).marshal())
 
 
 def _version(item: PolicySignature) -> int:

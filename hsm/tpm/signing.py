@@ -23,10 +23,10 @@ from hsm.errors import TpmForeignKeyError, TpmKeyMissingError, TpmKeyPasswordErr
 from hsm.keys import RELEASE, algorithm_of
 from hsm.signer import Algorithm
 from hsm.tpm.connection import Connection
+from hsm.tpm.storage import STORAGE_ROOT_HANDLE, template
 from nodeos.core.errors import UsageError
 
 HANDLES = range(0x81000100, 0x81010000)
-STORAGE_HANDLE = 0x81000001
 PASSWORD_BYTES = (
     32  # the size of the name algorithm's digest: TPM 2.0 Library, Part 1, "Authorization values"
 )
@@ -176,7 +176,7 @@ def _make(connection: Connection, handle: int, algorithm: Algorithm, secret: byt
         TPMS_SENSITIVE_CREATE,
     )
 
-    template = _template(algorithm, password=secret is not None)
+    area = _template(algorithm, password=secret is not None)
     sensitive = TPM2B_SENSITIVE_CREATE(TPMS_SENSITIVE_CREATE(userAuth=secret or b""))
     esys = connection.esys
     with (
@@ -184,7 +184,7 @@ def _make(connection: Connection, handle: int, algorithm: Algorithm, secret: byt
         connection.answers("making a signing key"),
         connection.salted_session(TPM2_SE.HMAC, parent) as session,
     ):
-        private, public, *_ = esys.create(parent, sensitive, template, session1=session)
+        private, public, *_ = esys.create(parent, sensitive, area, session1=session)
         loaded = esys.load(parent, private, public, session1=session)
         try:
             esys.evict_control(ESYS_TR.OWNER, loaded, handle)
@@ -205,19 +205,15 @@ def _connected(tcti: str) -> Iterator[Connection]:
 @contextmanager
 def _storage(connection: Connection) -> Iterator[Any]:
     """The storage primary: the stored one, or one made for the moment."""
-    from tpm2_pytss import ESYS_TR, TPM2B_PUBLIC, TPMA_OBJECT
+    from tpm2_pytss import ESYS_TR
 
     esys = connection.esys
-    stored = connection.exists(STORAGE_HANDLE)
+    stored = connection.exists(STORAGE_ROOT_HANDLE)
     with connection.answers("loading the TPM's storage key"):
         if stored:
-            handle = esys.tr_from_tpmpublic(STORAGE_HANDLE)
+            handle = esys.tr_from_tpmpublic(STORAGE_ROOT_HANDLE)
         else:
-            attributes = TPMA_OBJECT.parse(
-                "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt"
-            )
-            template = TPM2B_PUBLIC.parse("ecc256:aes128cfb", objectAttributes=attributes)
-            handle, *_ = esys.create_primary(None, template, ESYS_TR.OWNER)
+            handle, *_ = esys.create_primary(None, template(connection), ESYS_TR.OWNER)
     try:
         yield handle
     finally:

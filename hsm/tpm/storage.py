@@ -22,21 +22,18 @@ _OWNER_AUTH_BYTES = range(16, 33)
 
 def ensure(connection: Connection, salt_key: Any, owner_auth: bytes = b"") -> bytes:
     """The key's TPMT_PUBLIC. Makes and stores it, in a session salted to ``salt_key``, if it isn't there."""
-    from tpm2_pytss import ESYS_TR, TPM2_SE, TPM2B_PUBLIC, TPMA_OBJECT, TPMA_SESSION
+    from tpm2_pytss import ESYS_TR, TPM2_SE, TPMA_SESSION
 
     if connection.exists(STORAGE_ROOT_HANDLE):
         return find(connection)[1]
     esys = connection.esys
-    kind = "ecc" if _has_p256(connection) else "rsa"
-    template = TPM2B_PUBLIC.parse(
-        _TEMPLATES[kind], objectAttributes=TPMA_OBJECT.parse(_NEEDED) | TPMA_OBJECT.NODA
-    )
+    area = template(connection)
     with (
         as_owner(connection, owner_auth),
         connection.answers("making the storage root key"),
         connection.salted_session(TPM2_SE.HMAC, salt_key) as session,
     ):
-        handle, *_ = esys.create_primary(None, template, ESYS_TR.OWNER, session1=session)
+        handle, *_ = esys.create_primary(None, area, ESYS_TR.OWNER, session1=session)
         try:
             # TPM2_EvictControl has no parameter that could be encrypted; the session only authorises it.
             esys.trsess_set_attributes(session, TPMA_SESSION.CONTINUESESSION)
@@ -44,6 +41,16 @@ def ensure(connection: Connection, salt_key: Any, owner_auth: bytes = b"") -> by
         finally:
             esys.flush_context(handle)
     return find(connection)[1]
+
+
+def template(connection: Connection) -> Any:
+    """The TCG's template of the key, for the algorithms that this TPM has."""
+    from tpm2_pytss import TPM2B_PUBLIC, TPMA_OBJECT
+
+    kind = "ecc" if _has_p256(connection) else "rsa"
+    return TPM2B_PUBLIC.parse(
+        _TEMPLATES[kind], objectAttributes=TPMA_OBJECT.parse(_NEEDED) | TPMA_OBJECT.NODA
+    )
 
 
 def find(connection: Connection, enrolled: bytes | None = None) -> tuple[Any, bytes]:

@@ -91,16 +91,12 @@ def status(ctx: click.Context, status: Path) -> None:
 
 
 class _LockedVolume:
-    """The state volume, by the program that opens it at boot."""
+    """The state volume of this machine. It stays closed: once it is sealed anew, the next boot opens it."""
 
     def recover(self, device: str, key: RecoveryKey) -> None:
-        import sys
+        from nodeos.state.recovery import recover
 
-        from nodeos.core.run import run
-
-        # A process of its own: it works on the disk with the key on standard input, never in its arguments.
-        command = [sys.executable, "-m", "nodeos.state", "recover", device]
-        run(command, what="open the state volume with its recovery key", stdin=key.value, timeout=300)
+        recover(device, key)
 
 
 def _reboot() -> None:

@@ -23,6 +23,8 @@ from typing import Any
 
 from nodeos.core.errors import Finding
 from nodeos.core.principal import Principal
+from nodeos.core.statepolicy import HIGHEST_VERSION
+from nodeos.core.statereport import Mode, parse_fingerprint, parse_mode
 from nodeos.core.wire import (
     Fields,
     ParseError,
@@ -217,28 +219,42 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateVolume:
-    """How the state partition is protected, as the node reads it from the LUKS2 header after unlocking."""
+    """How the state volume is protected, as the initial RAM disk's phase reported it.
 
+    ``policy_keys`` are SHA-256 of the DER public keys whose signed policies open it, each over ``policy_pcrs``.
+    ``floor`` is the security version below which no release opens it. ``creation_proven``: the TPM says that
+    its key was sealed in our initial RAM disk, so nobody else has known it.
+    """
+
+    mode: Mode
     luks_uuid: str
     made_this_boot: bool
-    signed_pcrs: tuple[int, ...]
-    literal_pcrs: tuple[int, ...]
+    policy_keys: tuple[bytes, ...]
+    policy_pcrs: tuple[int, ...]
+    floor: int
+    creation_proven: bool
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "mode": str(self.mode),
             "luks_uuid": self.luks_uuid,
             "made_this_boot": self.made_this_boot,
-            "signed_pcrs": list(self.signed_pcrs),
-            "literal_pcrs": list(self.literal_pcrs),
+            "policy_keys": [key.hex() for key in self.policy_keys],
+            "policy_pcrs": list(self.policy_pcrs),
+            "floor": self.floor,
+            "creation_proven": self.creation_proven,
         }
 
     @classmethod
     def parse(cls, fields: Fields) -> StateVolume:
         volume = cls(
+            mode=parse_mode(fields.text("mode", limit=16), f"{fields.path}.mode"),
             luks_uuid=fields.text("luks_uuid", limit=64),
             made_this_boot=fields.flag("made_this_boot"),
-            signed_pcrs=fields.list_of("signed_pcrs", parse_int, limit=24),
-            literal_pcrs=fields.list_of("literal_pcrs", parse_int, limit=24),
+            policy_keys=fields.list_of("policy_keys", parse_fingerprint, limit=4),
+            policy_pcrs=fields.list_of("policy_pcrs", parse_int, limit=24),
+            floor=fields.integer("floor", high=HIGHEST_VERSION),
+            creation_proven=fields.flag("creation_proven"),
         )
         fields.done()
         return volume

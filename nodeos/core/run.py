@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,12 @@ def run(
     timeout: float = 60,
     log: Path | None = None,
     hint: str | None = None,
+    good: Collection[int] = (0,),
 ) -> bytes:
     """Run a program to its end and return its standard output.
 
     ``what`` says in a few words what it does, for the error. With ``log``, both outputs go to that file
-    (appended) and nothing is returned. ``timeout`` is in seconds.
+    (appended) and nothing is returned. ``timeout`` is in seconds. ``good`` are the exit codes that are no failure.
 
     Raises ToolError with the end of the program's own words and a line that can be copied and run again.
     """
@@ -110,7 +111,7 @@ def run(
         raise ToolError(f"{what}: {arguments[0]} is not there", hint=hint or "run `make setup`") from error
     except subprocess.TimeoutExpired as error:
         raise ToolError(f"{what}: no end after {timeout:.0f} s\n  $ {line}", hint=hint) from error
-    if done.returncode != 0:
+    if done.returncode not in good:
         words = log.read_bytes() if log is not None else done.stderr or done.stdout
         tail = b"\n".join(words.strip().splitlines()[-12:]).decode(errors="replace")
         indented = "".join(f"\n  | {entry}" for entry in tail.splitlines())

@@ -116,6 +116,28 @@ class PolicySignature:
     def policy(self) -> bytes:
         return approved_policy(self.pcrs, self.version)
 
+    def to_json(self) -> dict[str, object]:
+        return {
+            "key": self.key.hex(),
+            "pcrs": {str(pcr): value.hex() for pcr, value in self.pcrs.items()},
+            "security_version": self.version,
+            "signature": b64(self.signature),
+        }
+
+    @classmethod
+    def parse(cls, fields: Fields) -> PolicySignature:
+        """Raises ParseError. The signature is not checked here."""
+        values = fields.nested("pcrs")
+        parsed = cls(
+            key=fields.hexadecimal("key", length=32),
+            pcrs={pcr: values.hexadecimal(str(pcr), length=32) for pcr in POLICY_PCRS},
+            version=fields.integer("security_version", low=1, high=HIGHEST_VERSION),
+            signature=fields.data("signature", length=64),
+        )
+        values.done()
+        fields.done()
+        return parsed
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySignatures:
@@ -124,20 +146,7 @@ class PolicySignatures:
     signatures: tuple[PolicySignature, ...]
 
     def to_bytes(self) -> bytes:
-        return canonical_json(
-            {
-                "version": 1,
-                "signatures": [
-                    {
-                        "key": item.key.hex(),
-                        "pcrs": {str(pcr): value.hex() for pcr, value in item.pcrs.items()},
-                        "security_version": item.version,
-                        "signature": b64(item.signature),
-                    }
-                    for item in self.signatures
-                ],
-            }
-        )
+        return canonical_json({"version": 1, "signatures": [item.to_json() for item in self.signatures]})
 
     @classmethod
     def parse(cls, data: bytes, what: str = ".pcrsig") -> PolicySignatures:
@@ -152,17 +161,7 @@ class PolicySignatures:
 
 
 def _signature(item: object, path: str) -> PolicySignature:
-    fields = Fields(item, path)
-    values = fields.nested("pcrs")
-    parsed = PolicySignature(
-        key=fields.hexadecimal("key", length=32),
-        pcrs={pcr: values.hexadecimal(str(pcr), length=32) for pcr in POLICY_PCRS},
-        version=fields.integer("security_version", low=1, high=HIGHEST_VERSION),
-        signature=fields.data("signature", length=64),
-    )
-    values.done()
-    fields.done()
-    return parsed
+    return PolicySignature.parse(Fields(item, path))
 
 
 def _checked(version: int) -> int:

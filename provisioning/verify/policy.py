@@ -15,6 +15,8 @@ from nodeos.core.errors import Finding
 from nodeos.core.protocol import NodeKeys, StateVolume
 from nodeos.core.release import BootPhase, Release
 from nodeos.core.site import PCR as SITE_PCR
+from nodeos.core.statepolicy import POLICY_PCRS
+from nodeos.core.statereport import Mode
 from provisioning.verify.findings import Verdict, finding, verdict
 
 FIRMWARE_PCRS = (0, 1, 2, 3, 5)
@@ -96,22 +98,30 @@ def check_firmware(pcrs: Mapping[int, bytes], enrolled: Enrolled | None) -> Verd
 def check_volume(
     volume: StateVolume, boot_id: str, pcrs: Mapping[int, bytes], enrolled: Enrolled | None
 ) -> Verdict:
-    """The state partition is sealed to signed PCR 11 and to PCR 7, and is the one that was enrolled."""
-    refused, watch = [], []
-    if 11 not in volume.signed_pcrs:
+    """The state volume is open, sealed as it must be, made by us, and the one that was enrolled."""
+    refused = []
+    if volume.mode is not Mode.OPEN:
+        refused.append(finding("volume.locked", "the volume is locked: the node runs without its state"))
+    if tuple(sorted(volume.policy_pcrs)) != POLICY_PCRS:
         refused.append(
             finding(
-                "volume.signed_pcrs", f"found {list(volume.signed_pcrs)}, needed a signed policy on PCR 11"
+                "volume.policy_pcrs",
+                f"found {list(volume.policy_pcrs)}, needed signed policies on PCRs {list(POLICY_PCRS)}",
             )
         )
-    if 7 not in volume.literal_pcrs:
-        refused.append(finding("volume.literal_pcrs", f"found {list(volume.literal_pcrs)}, needed PCR 7"))
+    if not volume.policy_keys:
+        refused.append(finding("volume.policy_keys", "the volume is sealed to no policy key"))
     if pcrs[VOLUME_PCR] == _ZERO:
         refused.append(finding("volume.unmeasured", "PCR 15 is zero: the volume's key was not measured"))
     if enrolled is None:
-        if not volume.made_this_boot:
-            watch.append(finding("volume.not_new", "the volume was made in an earlier boot, unseen"))
-        return verdict("volume", refused, watch)
+        if not volume.creation_proven:
+            refused.append(
+                finding(
+                    "volume.unproven",
+                    "nothing proves that our initial RAM disk made the volume: somebody else may know its key",
+                )
+            )
+        return verdict("volume", refused)
     if volume.made_this_boot and boot_id != enrolled.boot_id:
         refused.append(finding("volume.remade", "the volume was made anew after this machine was enrolled"))
     if volume.luks_uuid != enrolled.luks_uuid:
@@ -126,7 +136,7 @@ def check_volume(
                 f"enrolled was {enrolled.pcrs[VOLUME_PCR].hex()}",
             )
         )
-    return verdict("volume", refused, watch)
+    return verdict("volume", refused)
 
 
 def check_identity(keys: NodeKeys, ak_public: bytes, enrolled: Enrolled | None) -> Verdict:

@@ -18,7 +18,7 @@ from nodeos.core.protocol import (
     Outcome,
     Request,
     Statement,
-    StateVolume,
+    machine_id,
     qualifying_data,
     secret_proof,
 )
@@ -94,14 +94,15 @@ def test_software_tpm_is_enrolled_and_attests_after_a_reset(registrar: Registrar
     statement = ev.Machine().statement()
     with soft_tpm.serve() as tcti, Tpm(tcti) as tpm:
         boot(tpm)
+        name = machine_id(tpm.endorsement().public)
+        blob = ev.recovery_blob(name, statement.volume.luks_uuid, ev.site().operator_key)
+        statement = replace(statement, recovery=blob)
         machine, outcome = attest(registrar, tpm, statement)
     assert (outcome.state, outcome.findings) == (EnrolmentState.PENDING, ())
     digest = registrar.operators.enrolment(caller(), machine)["evidence"]
     registrar.operators.approve(caller(), machine, f'{{"evidence":"{digest}"}}'.encode())
 
-    volume = StateVolume(
-        luks_uuid=statement.volume.luks_uuid, made_this_boot=False, signed_pcrs=(11,), literal_pcrs=(7,)
-    )
+    volume = replace(statement.volume, made_this_boot=False)
     second = replace(statement, boot_id="boot-2", volume=volume)
     with soft_tpm.serve() as tcti, Tpm(tcti) as tpm:
         boot(tpm)

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from tpm2_pytss import ESAPI, ESYS_TR, TPM2_ALG, TPM2B_NV_PUBLIC, TPMA_NV, TPMS_NV_PUBLIC, TSS2_Exception
 
 from hsm.errors import (
+    TpmCreationError,
     TpmFloorError,
     TpmForeignKeyError,
     TpmPasswordError,
@@ -27,7 +28,7 @@ from hsm.errors import (
 )
 from hsm.keys import public_der
 from hsm.softtpm import ManufacturerCa, SoftTpm
-from hsm.tpm import Tpm, floor, pcrs
+from hsm.tpm import Tpm, floor, pcrs, sealing
 from hsm.tpm.sealing import SealedSecret
 from hsm.tpm.storage import STORAGE_ROOT_HANDLE
 from nodeos.core import statepolicy
@@ -167,6 +168,101 @@ def test_damage(tpm: Tpm, sealed: SealedSecret) -> None:
         with pytest.raises(TpmSealedError):
             tpm.unseal(broken, release())
     assert tpm.unseal(sealed, release()) == SECRET
+
+
+@pytest.fixture
+def proven(tpm: Tpm, sealed: SealedSecret) -> SealedSecret:
+    return tpm.seal(SECRET, KEY.public_key(), srk=sealed.srk_public, under=signed())
+
+
+def test_creation_is_proven(tpm: Tpm, proven: SealedSecret) -> None:
+    tpm.check_creation(proven)
+    token = json.loads(json.dumps(proven.to_json((0,))))
+    assert SealedSecret.parse(Fields(token, "token")) == (proven, (0,))
+    # Later, in another state, and under another release: what counts is the making.
+    tpm.measure(11, b"running system")
+    tpm.check_creation(proven)
+
+
+def test_creation_without_proof(tpm: Tpm, sealed: SealedSecret) -> None:
+    with pytest.raises(TpmCreationError, match="carries no proof"):
+        tpm.check_creation(sealed)
+
+
+@pytest.mark.parametrize("pcr", statepolicy.POLICY_PCRS)
+def test_creation_in_another_state(tpm: Tpm, sealed: SealedSecret, pcr: int) -> None:
+    tpm.measure(pcr, b"an attacker's system")
+    planted = tpm.seal(SECRET, KEY.public_key(), srk=sealed.srk_public, under=signed())
+    with pytest.raises(TpmCreationError, match="another state of the machine"):
+        tpm.check_creation(planted)
+
+
+def test_creation_with_other_pcrs(tpm: Tpm, sealed: SealedSecret, monkeypatch: pytest.MonkeyPatch) -> None:
+    for selection in ("sha256:0,1,2", "sha256:7,11"):
+        with monkeypatch.context() as patch:
+            patch.setattr(sealing, "_SELECTION", selection)
+            planted = tpm.seal(SECRET, KEY.public_key(), srk=sealed.srk_public, under=signed())
+        with pytest.raises(TpmCreationError, match="with other PCRs"):
+            tpm.check_creation(planted)
+
+
+def test_creation_policy_by_another_key(tpm: Tpm, proven: SealedSecret) -> None:
+    other = ec.generate_private_key(ec.SECP256R1())
+    assert proven.creation is not None
+    for policy, words in (
+        (signed(key=other), "by another key"),
+        (signed(key=other, claimed=KEY), "wrong signature"),
+        (replace(signed(2), version=3), "wrong signature"),
+    ):
+        with pytest.raises(TpmCreationError, match=words):
+            tpm.check_creation(replace(proven, creation=replace(proven.creation, policy=policy)))
+
+
+def test_creation_ticket_that_is_forged(tpm: Tpm, proven: SealedSecret, sealed: SealedSecret) -> None:
+    assert proven.creation is not None
+    ticket = proven.creation.ticket
+    # The planter's own object, made elsewhere, with the creation data and ticket of an honest one.
+    tpm.measure(7, b"no Secure Boot")
+    planted = tpm.seal(b"known to the planter", KEY.public_key(), srk=sealed.srk_public)
+    forged = [
+        replace(planted, creation=proven.creation),
+        replace(proven, creation=replace(proven.creation, ticket=ticket[:-1] + bytes([ticket[-1] ^ 1]))),
+    ]
+    for broken in forged:
+        with pytest.raises(TpmCreationError, match="does not know the ticket"):
+            tpm.check_creation(broken)
+    for broken_ticket in (b"", ticket[:-1], ticket + b"\0"):
+        broken = replace(proven, creation=replace(proven.creation, ticket=broken_ticket))
+        with pytest.raises(TpmCreationError, match="malformed"):
+            tpm.check_creation(broken)
+
+
+def test_creation_data_that_were_changed(tpm: Tpm, sealed: SealedSecret) -> None:
+    # Sealed in the planter's system, then the digest of an honest state written over that of its own.
+    tpm.measure(7, b"no Secure Boot")
+    planted = tpm.seal(SECRET, KEY.public_key(), srk=sealed.srk_public, under=signed())
+    assert planted.creation is not None
+    state = tpm.read_pcrs(statepolicy.POLICY_PCRS)
+    theirs, ours = (hashlib.sha256(b"".join(values.values())).digest() for values in (state, ZERO))
+    data = planted.creation.data.replace(theirs, ours)
+    assert data != planted.creation.data
+    with pytest.raises(TpmCreationError, match="does not know the ticket"):
+        tpm.check_creation(replace(planted, creation=replace(planted.creation, data=data)))
+
+
+def test_owner_password_is_told(tpm: Tpm) -> None:
+    tpm.storage_root()
+    assert not tpm.has_owner_auth()
+    tpm.set_owner_auth(OWNER)
+    assert tpm.has_owner_auth()
+
+
+def test_policy_that_holds(tpm: Tpm, sealed: SealedSecret) -> None:
+    der = public_der(KEY.public_key())
+    assert tpm.choose_policy(der, release(signed(1), signed(2))).version == 2
+    tpm.measure(7, b"new db")
+    with pytest.raises(TpmPcrError, match="Different: 7 "):
+        tpm.choose_policy(der, release())
 
 
 def test_another_tpm(sealed: SealedSecret, manufacturer_ca: ManufacturerCa, tmp_path: Path) -> None:

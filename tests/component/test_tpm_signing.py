@@ -14,6 +14,7 @@ from hsm.identity import TpmKeyIdentity, open_identity, write_identity
 from hsm.signer import Algorithm
 from hsm.softtpm import SoftTpm
 from hsm.tpm import signing
+from hsm.tpm.storage import STORAGE_ROOT_HANDLE
 from nodeos.core.errors import UsageError
 from tests.support.tpm_tools import handles, store_key
 
@@ -51,11 +52,11 @@ def test_nothing_stays_in_the_tpm_but_the_key(tcti: str) -> None:
 
 def test_storage_primary_that_is_stored_is_used(tcti: str) -> None:
     with ESAPI(tcti) as esys:
-        if signing.STORAGE_HANDLE not in handles(esys, 0x81000000):
+        if STORAGE_ROOT_HANDLE not in handles(esys, 0x81000000):
             key, *_ = esys.create_primary(None, "rsa2048:aes128cfb")
-            esys.evict_control(ESYS_TR.OWNER, key, signing.STORAGE_HANDLE)
+            esys.evict_control(ESYS_TR.OWNER, key, STORAGE_ROOT_HANDLE)
             esys.flush_context(key)
-        _, parent, _ = esys.read_public(esys.tr_from_tpmpublic(signing.STORAGE_HANDLE))
+        _, parent, _ = esys.read_public(esys.tr_from_tpmpublic(STORAGE_ROOT_HANDLE))
     signing.generate(tcti, HANDLE, P256, "password")
     assert len(_sign(tcti, lambda: "password")) == 64
     import hashlib

@@ -38,6 +38,7 @@ from nodeos.core.protocol import (
 )
 from nodeos.core.recovery import RecoveryKey
 from nodeos.core.site import SIGNATURE_DOMAIN, Network, SiteConfig
+from nodeos.core.statereport import Mode, StateReport
 from tests.support import evidence
 
 OPERATOR = Principal.self_authenticating(b"operator")
@@ -236,13 +237,23 @@ def make_site(url: str, ca: str, network: Network | None = None, operator: Princ
 
 UUID = "6a4e0f0e-52a5-4f0c-9e2c-111111111111"
 BLOB = evidence.recovery_blob(machine_id(b"ek"), UUID, evidence.spki(evidence.RECOVERY))
-METADATA = {
-    "keyslots": {"0": {"type": "luks2"}},
-    "tokens": {
-        "0": {"type": "systemd-tpm2", "keyslots": ["0"], "tpm2-pcrs": [7], "tpm2_pubkey_pcrs": [11]},
-        "1": json.loads(BLOB),
-    },
-}
+METADATA = {"keyslots": {"0": {"type": "luks2"}}, "tokens": {"0": json.loads(BLOB)}}
+
+
+def state_report(device: str, *, made: bool = True) -> bytes:
+    """What the initial RAM disk's phase hands over for an open volume."""
+    report = StateReport(
+        mode=Mode.OPEN,
+        made_this_boot=made,
+        luks_uuid=UUID,
+        device=device,
+        policy_keys=(b"p" * 32,),
+        policy_pcrs=(7, 11, 15),
+        floor=1,
+        security_version=1,
+        creation_proven=True,
+    )
+    return report.to_bytes()
 
 
 def make_config(directory: Path) -> Config:
@@ -259,8 +270,7 @@ def make_config(directory: Path) -> Config:
         os_release=directory / "os-release",
         network_directory=directory / "network",
     )
-    report = {"made_this_boot": True, "luks_uuid": UUID, "device": "/dev/state"}
-    config.volume_report.write_text(json.dumps(report))
+    config.volume_report.write_bytes(state_report("/dev/state"))
     config.os_release.write_text('ID=debian\nIMAGE_VERSION="1.2.3"\n')
     config.firmware_log.write_bytes(b"firmware")
     config.userspace_log.write_bytes(b"userspace")

@@ -5,7 +5,6 @@ The boot, the release and the manufacturer are those of ``tests.support.evidence
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -26,7 +25,7 @@ from nodeos.core.run import find_tool, run
 from nodeos.core.site import SiteConfig
 from provisioning.client import OperatorClient
 from tests.support import evidence
-from tests.support.agent_fakes import Site, make_config, make_site
+from tests.support.agent_fakes import Site, make_config, make_site, state_report
 
 UUID = "6a4e0f0e-52a5-4f0c-9e2c-111111111111"
 
@@ -51,18 +50,6 @@ def make_volume(path: Path, machine: str, operator_key: bytes) -> None:
     fast = ("--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--luks2-keyslots-size", "1M")
     command = [tool, "luksFormat", "--batch-mode", "--type", "luks2", "--uuid", UUID, *fast]
     run([*command, "--key-file", "-", path], what="make a LUKS2 header", stdin=b"no secret")
-    token = {
-        "type": "systemd-tpm2",
-        "keyslots": ["0"],
-        "tpm2-blob": "AAAA",
-        "tpm2-pcrs": [7],
-        "tpm2-pcr-bank": "sha256",
-        "tpm2-primary-alg": "ecc",
-        "tpm2-policy-hash": "00" * 32,
-        "tpm2-pin": False,
-        "tpm2_pubkey_pcrs": [11],
-        "tpm2_pubkey": "AAAA",
-    }
     blob = evidence.recovery_blob(machine, UUID, operator_key)
     # The recovery token names key slot 1.
     (path.parent / "slot0").write_bytes(b"no secret")
@@ -77,8 +64,7 @@ def make_volume(path: Path, machine: str, operator_key: bytes) -> None:
         *fast[:4],
     )
     run([*add, path, "-"], what="add a key slot", stdin=evidence.RECOVERY_KEY.value)
-    for text in (json.dumps(token).encode(), blob):
-        run([tool, "token", "import", "--json-file", "-", path], what="import a token", stdin=text)
+    run([tool, "token", "import", "--json-file", "-", path], what="import a token", stdin=blob)
 
 
 @dataclass(slots=True)
@@ -179,5 +165,4 @@ def make_node(
 
 
 def set_volume(config: Config, volume: Path, *, made: bool) -> None:
-    report = {"made_this_boot": made, "luks_uuid": UUID, "device": str(volume)}
-    config.volume_report.write_text(json.dumps(report))
+    config.volume_report.write_bytes(state_report(str(volume), made=made))

@@ -40,6 +40,7 @@ from nodeos.core.recovery import RecoveryBlob, RecoveryKey, recovery_context
 from nodeos.core.recovery_request import LockedEvidence, LockedStatement, recovery_qualifying_data
 from nodeos.core.release import BootPhase, Release, Variant
 from nodeos.core.site import SIGNATURE_DOMAIN, SiteConfig
+from nodeos.core.statereport import Mode
 from nodeos.core.wire import canonical_json
 from provisioning.verify.credential import kdfa, kdfe
 from provisioning.verify.tpm import Attribute
@@ -467,6 +468,7 @@ class Machine:
     clock: int = 1000
     reset_count: int = 1
     made_this_boot: bool = True
+    creation_proven: bool = True
     luks_uuid: str = "11111111-2222-3333-4444-555555555555"
     volume: bytes = b"volume key"
     fingerprint: bytes = field(default_factory=report)
@@ -509,10 +511,13 @@ class Machine:
             release=self.release,
             keys=self.keys,
             volume=StateVolume(
+                mode=Mode.OPEN,
                 luks_uuid=self.luks_uuid,
                 made_this_boot=self.made_this_boot,
-                signed_pcrs=(11,),
-                literal_pcrs=(7,),
+                policy_keys=(b"p" * 32,),
+                policy_pcrs=(7, 11, 15),
+                floor=1,
+                creation_proven=self.creation_proven,
             ),
             recovery=self.recovery or recovery_blob(self.id, self.luks_uuid, self.site.operator_key),
             memory_encryption=self.memory_encryption,
@@ -590,6 +595,8 @@ class Machine:
         """TPM2_Clear and a reboot: the endorsement and attestation keys stay, the counters begin anew."""
         self.reboot()
         self.reset_count, self.clock = 0, 10
+        # The running system seals the volume anew: no later boot can prove its creation.
+        self.creation_proven = False
 
     def reboot(self) -> None:
         """The next boot of the same machine."""

@@ -25,6 +25,7 @@ from nodeos.core.protocol import (
     machine_id,
 )
 from nodeos.core.site import SignedSite
+from nodeos.core.statereport import Mode
 from nodeos.core.wire import parse_json
 from tests.support.agent_fakes import (
     FakeRegistrar,
@@ -72,7 +73,15 @@ def stage(tmp_path: Path) -> Stage:
         boot_id="boot",
         release="1.2.3",
         keys=KEYS,
-        volume=StateVolume(luks_uuid="u", made_this_boot=True, signed_pcrs=(11,), literal_pcrs=(7,)),
+        volume=StateVolume(
+            mode=Mode.OPEN,
+            luks_uuid="u",
+            made_this_boot=True,
+            policy_keys=(bytes(32),),
+            policy_pcrs=(7, 11, 15),
+            floor=1,
+            creation_proven=True,
+        ),
         recovery=b"{}",
         memory_encryption="unknown",
         fingerprint=b"",

@@ -29,6 +29,7 @@ from nodeos.core.protocol import (
     qualifying_data,
     secret_proof,
 )
+from nodeos.core.statereport import Mode
 from nodeos.core.wire import ParseError
 
 SHORT = st.binary(max_size=100)
@@ -46,10 +47,13 @@ PROOFS = st.builds(
 )
 VOLUMES = st.builds(
     StateVolume,
+    mode=st.sampled_from(Mode),
     luks_uuid=NAME,
     made_this_boot=st.booleans(),
-    signed_pcrs=st.lists(st.integers(0, 23), max_size=4).map(tuple),
-    literal_pcrs=st.lists(st.integers(0, 23), max_size=4).map(tuple),
+    policy_keys=st.lists(DIGEST, max_size=4).map(tuple),
+    policy_pcrs=st.lists(st.integers(0, 23), max_size=4).map(tuple),
+    floor=st.integers(0, 63),
+    creation_proven=st.booleans(),
 )
 
 

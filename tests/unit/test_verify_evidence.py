@@ -18,6 +18,7 @@ from hsm.bls import SecretKey
 from nodeos.core.errors import RefusedError
 from nodeos.core.principal import Principal
 from nodeos.core.protocol import QUOTED_PCRS, Evidence, Request, qualifying_data, secret_proof
+from nodeos.core.statereport import Mode
 from nodeos.core.wire import ParseError
 from provisioning.verify.der import parse_certificate
 from provisioning.verify.evidence import (
@@ -306,10 +307,13 @@ def test_other_site_document_than_in_the_request() -> None:
 @pytest.mark.parametrize(
     ("code", "changes"),
     [
-        ("volume.signed_pcrs", {"signed_pcrs": ()}),
-        ("volume.signed_pcrs", {"signed_pcrs": (7,)}),
-        ("volume.literal_pcrs", {"literal_pcrs": ()}),
-        ("volume.literal_pcrs", {"literal_pcrs": (11,)}),
+        ("volume.policy_pcrs", {"policy_pcrs": ()}),
+        ("volume.policy_pcrs", {"policy_pcrs": (7, 11)}),
+        ("volume.policy_pcrs", {"policy_pcrs": (7, 15)}),
+        ("volume.policy_pcrs", {"policy_pcrs": (11, 15)}),
+        ("volume.policy_keys", {"policy_keys": ()}),
+        ("volume.locked", {"mode": Mode.LOCKED}),
+        ("volume.unproven", {"creation_proven": False}),
     ],
 )
 def test_volume_that_is_not_sealed_as_it_must_be(code: str, changes: dict[str, object]) -> None:
@@ -326,11 +330,16 @@ def test_volume_key_that_was_not_measured() -> None:
     assert refused(given, expected(machine))[0] == ["volume.unmeasured"]
 
 
-def test_volume_from_an_earlier_boot_is_watched() -> None:
+def test_volume_from_an_earlier_boot_is_accepted_if_its_making_is_proven() -> None:
     machine = ev.Machine(made_this_boot=False)
-    assessment = verify_evidence(evidence(machine), expected(machine))
-    assert assessment.result is Result.WATCH
-    assert [f.code for f in assessment.findings] == ["volume.not_new"]
+    assert verify_evidence(evidence(machine), expected(machine)).findings == ()
+
+
+def test_unproven_volume_of_an_enrolled_machine() -> None:
+    # Sealed anew after the TPM was cleared. It is held to the UUID and to PCR 15.
+    machine = ev.Machine(creation_proven=False, made_this_boot=False)
+    held = expected(machine, enrolled=enrolled(machine))
+    assert verify_evidence(evidence(machine), held).findings == ()
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,12 @@ def test_the_running_system_has_left_the_phase_that_may_unseal(demo: Demo) -> No
     assert demo.summary["node"]["first_attestation"]["pcrs"]["11"] != predicted["11 after enter-initrd"]
 
 
-def test_state_is_bound_to_the_signed_pcr_11_and_to_pcr_7(demo: Demo) -> None:
+def test_state_is_sealed_to_signed_policies(demo: Demo) -> None:
     for boot in ("first_attestation", "second_attestation"):
         volume = demo.summary["node"][boot]["volume"]
-        assert volume["signed_pcrs"] == [11]
-        assert volume["literal_pcrs"] == [7]
+        assert volume["policy_pcrs"] == [7, 11, 15]
+        assert len(volume["policy_keys"]) == 1
+        assert volume["creation_proven"] is True
 
 
 def test_the_volume_and_the_counter_outlive_a_power_cycle(demo: Demo) -> None:
