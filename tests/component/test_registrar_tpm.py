@@ -18,7 +18,6 @@ from nodeos.core.protocol import (
     Outcome,
     Request,
     Statement,
-    machine_id,
     qualifying_data,
     secret_proof,
 )
@@ -94,8 +93,7 @@ def test_software_tpm_is_enrolled_and_attests_after_a_reset(registrar: Registrar
     statement = ev.Machine().statement()
     with soft_tpm.serve() as tcti, Tpm(tcti) as tpm:
         boot(tpm)
-        name = machine_id(tpm.endorsement().public)
-        blob = ev.recovery_blob(name, statement.volume.luks_uuid, ev.site().operator_key)
+        blob = ev.recovery_blob(request(tpm).machine, statement.volume.luks_uuid, ev.site().operator_key)
         statement = replace(statement, recovery=blob)
         machine, outcome = attest(registrar, tpm, statement)
     assert (outcome.state, outcome.findings) == (EnrolmentState.PENDING, ())

@@ -108,10 +108,10 @@ def test_node_with_other_keys_fails_but_stays_a_node(registrar: Registrar) -> No
     assert registrar.operators.node(caller(), machine.id)["attestation"]["state"] == "passed"
 
 
-def test_changed_firmware_is_shown_to_the_operator(registrar: Registrar) -> None:
-    machine = ev.Machine(made_this_boot=False)
+def test_what_is_watched_is_shown_to_the_operator(registrar: Registrar) -> None:
+    machine = ev.Machine(memory_encryption="absent")
     outcome = registrar.attest(machine)
-    assert (outcome.state, codes(outcome)) == (EnrolmentState.PENDING, ["volume.not_new"])
+    assert (outcome.state, codes(outcome)) == (EnrolmentState.PENDING, ["fingerprint.memory_encryption"])
     details = registrar.operators.enrolment(caller(), machine.id)
     assert details["attestation"]["state"] == "watch"
     assert details["fingerprint"]["inventory"]["cpu"]["threads"] == 64
