@@ -69,7 +69,9 @@ def approve(ctx: click.Context, machine: str, evidence: str | None, yes: bool, w
                 )
             click.echo(describe(details), err=True)
             if not _is_ours(details, where):
-                click.echo("  ! its recovery key is not encrypted to your key: you could not recover it", err=True)
+                click.echo(
+                    "  ! its recovery key is not encrypted to your key: you could not recover it", err=True
+                )
             if not yes:
                 _ask("Make this machine a node?", wants_json(ctx))
         node = client.approve(name, evidence)
@@ -134,7 +136,9 @@ def _is_ours(details: dict[str, Any], where: Where) -> bool:
         own = recovery_key_of(where.identity, lambda: read_pin(where.pin_file))
     except UsageError:  # an identity that signs only
         return False
-    return bool(details["recovery"]) and details["recovery"]["operator_key"] == hashlib.sha256(own).hexdigest()
+    return (
+        bool(details["recovery"]) and details["recovery"]["operator_key"] == hashlib.sha256(own).hexdigest()
+    )
 
 
 def _ask(question: str, as_json: bool) -> None:
