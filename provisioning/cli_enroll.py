@@ -68,6 +68,10 @@ def approve(ctx: click.Context, machine: str, evidence: str | None, yes: bool, w
                     f"machine {name[:16]} has no evidence that passed", hint="look: `nodeos enroll show`"
                 )
             click.echo(describe(details), err=True)
+            if not _is_ours(details, where):
+                click.echo(
+                    "  ! its recovery key is not encrypted to your key: you could not recover it", err=True
+                )
             if not yes:
                 _ask("Make this machine a node?", wants_json(ctx))
         node = client.approve(name, evidence)
@@ -119,6 +123,22 @@ def watch(  # noqa: PLR0917
                 seen = ", ".join(sorted({row["state"] for row in rows})) or "no machine"
                 raise NodeosError(f"no machine is {state} after {timeout} s (seen: {seen})")
             time.sleep(every)
+
+
+def _is_ours(details: dict[str, Any], where: Where) -> bool:
+    """True if the machine's recovery key is encrypted to this identity's key."""
+    import hashlib
+
+    from hsm.identity import recovery_key_of
+    from hsm.pin import read_pin
+
+    try:
+        own = recovery_key_of(where.identity, lambda: read_pin(where.pin_file))
+    except UsageError:  # an identity that signs only
+        return False
+    return (
+        bool(details["recovery"]) and details["recovery"]["operator_key"] == hashlib.sha256(own).hexdigest()
+    )
 
 
 def _ask(question: str, as_json: bool) -> None:

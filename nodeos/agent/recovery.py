@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from hsm import keys as hsm_keys
@@ -26,7 +25,6 @@ from nodeos.agent.registrar import Registrar, RegistrarError
 from nodeos.agent.stop import Stop
 from nodeos.agent.volume import ReadHeader
 from nodeos.core.errors import Finding, NodeosError, RefusedError, UnreachableError, UsageError
-from nodeos.core.files import read_file
 from nodeos.core.principal import Principal
 from nodeos.core.protocol import QUOTED_PCRS, Poll, Request, poll_proof, secret_proof
 from nodeos.core.recovery import TOKEN_TYPE, RecoveryBlob, RecoveryKey
@@ -40,7 +38,8 @@ from nodeos.core.recovery_request import (
     recovery_qualifying_data,
 )
 from nodeos.core.site import SignedSite, SiteConfig
-from nodeos.core.wire import ParseError, canonical_json, parse_json
+from nodeos.core.statereport import StateReport
+from nodeos.core.wire import ParseError, canonical_json
 
 STEP = "recovery"
 
@@ -51,36 +50,6 @@ class Volume(Protocol):
     def recover(self, device: str, key: RecoveryKey) -> None:
         """Seal it to this TPM anew, if the recovery key opens it. Raises NodeosError; then it is as before."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What the initial RAM disk says of the volume. ``reason`` is for people."""
-
-    locked: bool
-    device: str
-    luks_uuid: str
-    reason: str
-
-
-def read_report(path: Path) -> Report:
-    """Raises NodeosError if the report is not there, ParseError for a mode that is neither open nor locked."""
-    try:
-        data = read_file(path, "state volume report", limit=1 << 12)
-    except UsageError as error:
-        raise NodeosError(
-            error.message, hint="the initial RAM disk writes it: the image is damaged, or was not booted"
-        ) from error
-    fields = parse_json(data, path.name)
-    mode = fields.text("mode", limit=16) if fields.has("mode") else "open"
-    if mode not in ("open", "locked"):
-        raise ParseError(f"{path.name}.mode: {mode!r} is neither open nor locked")
-    return Report(
-        locked=mode == "locked",
-        device=fields.text("device", limit=256),
-        luks_uuid=fields.text("luks_uuid", limit=36),
-        reason=fields.text("reason", limit=500) if fields.has("reason") else "",
-    )
 
 
 def read_blob(device: str, read_header: ReadHeader) -> RecoveryBlob:
@@ -104,7 +73,7 @@ class Locked:
     """What stays the same while this boot asks."""
 
     request: Request
-    report: Report
+    report: StateReport
     blob: RecoveryBlob
     fingerprint: bytes
 
@@ -247,7 +216,7 @@ def prepare_request(tpm: TpmDevice, signed: SignedSite) -> Request:
     )
 
 
-def check_own(report: Report, blob: RecoveryBlob) -> None:
+def check_own(report: StateReport, blob: RecoveryBlob) -> None:
     """Raises RefusedError if the header's recovery key is for another volume: nobody needs to be asked then.
 
     It may name the machine's former TPM and the operator's former key: that is for those to judge who know them.

@@ -24,6 +24,7 @@ from nodeos.core.files import read_file
 from nodeos.core.http import Client
 from nodeos.core.protocol import NodeRecord, UpdateStatus, machine_id
 from nodeos.core.site import PCR, SignedSite, SiteConfig
+from nodeos.core.statereport import Mode
 from nodeos.core.wire import parse_json
 from nodeos.update import blessing
 from nodeos.update.entries import read_entries
@@ -48,7 +49,7 @@ def run_agent(config: Config, parts: Parts, console: Console, stop: Stop) -> Non
     """Runs until StopRequested comes. Raises NodeosError for what needs a person at this machine."""
     try:
         with told_system_errors(), only_agent(config.state):
-            if recovery.read_report(config.volume_report).locked:
+            if volume.read_report(config.volume_report).mode is Mode.LOCKED:
                 prepare_recovery(config, parts, console, stop).keep_asking()
                 return
             enrolment = prepare(config, parts, console, stop)
@@ -85,7 +86,7 @@ def prepare(config: Config, parts: Parts, console: Console, stop: Stop) -> Enrol
         machine = identify(config, tpm, console, signed)
         record = load_record(config.node_record, machine)
         protection = volume.read_volume(config.volume_report, parts.read_header)
-        blob = recovery.read_blob(recovery.read_report(config.volume_report).device, parts.read_header)
+        blob = recovery.read_blob(volume.read_report(config.volume_report).device, parts.read_header)
         console.tell("volume", f"state partition {protection.luks_uuid} is bound to the TPM")
         console.tell("fingerprint", "taking the inventory and measuring (a few seconds)")
         with stop.interruptible():
@@ -118,7 +119,7 @@ def prepare_recovery(config: Config, parts: Parts, console: Console, stop: Stop)
     """All steps of a locked boot before the registrar is asked. No keys are made or looked for."""
     console.know(boot_id=evidence.boot_id(), state="locked")
     signed, settings = check_site(config, console)
-    report = recovery.read_report(config.volume_report)
+    report = volume.read_report(config.volume_report)
     with parts.open_tpm() as tpm:
         apply_site(config, parts, console, tpm, (signed, settings))
         request = recovery.prepare_request(tpm, signed)

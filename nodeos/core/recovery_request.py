@@ -99,7 +99,7 @@ class LockedStatement:
             luks_uuid=fields.text("luks_uuid", limit=36),
             recovery=fields.data("recovery", limit=_BLOB_LIMIT),
             fresh_key=fields.data("fresh_key", limit=256),
-            reason=fields.text("reason", limit=500),
+            reason=fields.text("reason", limit=1024),
             memory_encryption=fields.text("memory_encryption", limit=16),
             fingerprint=fields.data("fingerprint", limit=8192),
         )

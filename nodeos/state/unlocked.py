@@ -44,4 +44,6 @@ def secure_owner(host: Host, tpm: Tpm, srk: bytes) -> None:
         if not path.exists():
             # Hexadecimal: the TPM drops zero bytes at the end.
             write_atomic(path, secrets.token_hex(16).encode(), mode=0o600)
+        # The agent's key is stored by the owner too, and the agent knows no password.
+        tpm.attestation_key()
         tpm.set_owner_auth(path.read_bytes(), srk=srk)

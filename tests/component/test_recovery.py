@@ -89,7 +89,7 @@ class World:
         set_volume(self.config, self.folder / "volume.luks", made=made)
         if locked:
             report = json.loads(self.config.volume_report.read_bytes())
-            report |= {"mode": "locked", "reason": "the TPM was cleared"}
+            report |= {"mode": "locked", "reason": "the TPM was cleared", "floor": 0}
             self.config.volume_report.write_text(json.dumps(report))
         with self.tpm.serve() as tcti:
             with Tpm(tcti) as tpm:

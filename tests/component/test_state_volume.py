@@ -133,6 +133,16 @@ def test_volume_key_is_measured_and_the_seal_shut(machine: StateMachine, soft_tp
             tpm.unseal(header.tokens[0].sealed, read_booted(machine.extra, machine.library).signatures)
 
 
+def test_agent_can_use_the_tpm_afterwards(machine: StateMachine, soft_tpm: SoftTpm) -> None:
+    boot(machine, soft_tpm)
+    with powered(soft_tpm) as tpm:
+        assert tpm.has_owner_auth()
+        assert tpm.attestation_key()
+        assert tpm.endorsement().certificates
+        assert tpm.quote(b"nonce", [15]).pcrs
+        assert tpm.raise_floor(1) == 1
+
+
 def test_recovery_key_is_for_the_operator_this_machine_and_this_volume(
     machine: StateMachine, soft_tpm: SoftTpm
 ) -> None:

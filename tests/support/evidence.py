@@ -642,6 +642,8 @@ class Machine:
         """TPM2_Clear and a reboot: the endorsement and attestation keys stay, the counters begin anew."""
         self.reboot()
         self.reset_count, self.clock = 0, 10
+        # The running system seals the volume anew: no later boot can prove its creation.
+        self.creation_proven = False
 
     def reboot(self) -> None:
         """The next boot of the same machine."""

@@ -10,6 +10,7 @@ from nodeos import cli
 from nodeos.agent.cli import commands
 from nodeos.agent.config import Config
 from nodeos.agent.console import Console
+from tests.support.agent_fakes import state_report
 
 
 def run(*words: str) -> int:
@@ -44,7 +45,7 @@ def test_a_missing_site_ends_with_the_code_of_its_class(
 ) -> None:
     status = tmp_path / "status.json"
     report = tmp_path / "state.json"
-    report.write_text('{"made_this_boot":true,"luks_uuid":"u","device":"d"}')
+    report.write_bytes(state_report("/dev/state"))
     words = ("--state", str(tmp_path / "state"), "--esp", str(tmp_path / "esp"), "--status", str(status))
     assert run("run", "--volume-report", str(report), *words, "--console", str(tmp_path / "console")) == 2
     err = capsys.readouterr().err

@@ -23,7 +23,7 @@ def test_the_code_comes_from_the_verified_root() -> None:
     assert not (IMAGE / "initrd/extra" / program[1:]).exists()
     from nodeos.state.__main__ import EXTRA
 
-    assert f"BindReadOnlyPaths=/.extra:{EXTRA}" in unit
+    assert f"BindReadOnlyPaths=-/.extra:{EXTRA}" in unit
 
 
 @pytest.mark.parametrize("name", ["nodeos-state.service", "nodeos-locked.service", "sysroot-var.mount"])
