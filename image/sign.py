@@ -128,7 +128,9 @@ def make_signatures(
             hint="the image was built with other keys, or before they were rotated: build it again with --keys",
         )
     states = secureboot.states(keys)
-    accepted = [*secureboot.accepted(states, keys.certificate("db")), *pcr7]
+    retired = keys.retired("db")
+    before = retired[-1].certificate("db") if retired else None
+    accepted = [*secureboot.accepted(states, keys.certificate("db"), before), *pcr7]
     files = {
         assemble.DB_CERTIFICATE: read_file(keys.public_file("db"), "certificate"),
         assemble.VERITY_CERTIFICATE: read_file(keys.public_file("verity"), "certificate"),
