@@ -27,8 +27,8 @@ from nodeos.core.release import (
     signatures_to_bytes,
     signed_message,
 )
-from nodeos.core.statereport import Mode, StateReport
 from nodeos.core.statepolicy import PolicySignature, PolicySignatures
+from nodeos.core.statereport import Mode, StateReport
 from nodeos.update.machine import LOADER_VENDOR, LOADERS, Paths
 from tests.support.pe import make_pe
 from tests.support.release_keys import key, lists, signed_image, verity_json
@@ -79,7 +79,10 @@ def make_loader(text: bytes = b"loader", *, signer: str = "db") -> bytes:
 def make_uki(version: str, pcr7s: Sequence[bytes], *, signer: str = "db", security_version: int = 1) -> bytes:
     policies = tuple(
         PolicySignature(
-            key=PCR_KEY, pcrs={7: value, 11: PCR11, 15: bytes(32)}, version=security_version, signature=bytes(64)
+            key=PCR_KEY,
+            pcrs={7: value, 11: PCR11, 15: bytes(32)},
+            version=security_version,
+            signature=bytes(64),
         )
         for value in pcr7s
     )
@@ -113,7 +116,8 @@ def make_release(
         root_hash=root_hash(version),
         kernel_command_line=f"ro roothash={root_hash(version).hex()}",
         artefacts={
-            name: Artefact(size=len(data), sha256=hashlib.sha256(data).digest()) for name, data in files.items()
+            name: Artefact(size=len(data), sha256=hashlib.sha256(data).digest())
+            for name, data in files.items()
         },
         security_version=security_version,
         rollback_floor=rollback_floor,
@@ -121,9 +125,13 @@ def make_release(
         pcr11={
             bank: {phase: PCR11.ljust(size, b"\0") for phase in BootPhase} for bank, size in BANKS.items()
         },
-        secure_boot_off={bank: {index: bytes(size) for index in PREDICTED_OFF} for bank, size in BANKS.items()},
+        secure_boot_off={
+            bank: {index: bytes(size) for index in PREDICTED_OFF} for bank, size in BANKS.items()
+        },
         accepted_pcr7=tuple(AcceptedPcr7(name="one", sha256=value, sha384=bytes(48)) for value in pcr7s),
-        keys=ReleaseKeys(db=bytes(32), pcr=(PCR_KEY,), release=hashlib.sha256(_SPKI).digest(), verity=bytes(32)),
+        keys=ReleaseKeys(
+            db=bytes(32), pcr=(PCR_KEY,), release=hashlib.sha256(_SPKI).digest(), verity=bytes(32)
+        ),
         source_commit="0" * 40,
         source_date_epoch=0,
     )
@@ -134,7 +142,9 @@ def make_release(
 def sign_release(directory: Path, release: Release) -> None:
     data = release.to_bytes()
     signature = ReleaseSignature(
-        key=hashlib.sha256(_SPKI).digest(), algorithm="ed25519", signature=RELEASE_KEY.sign(signed_message(data))
+        key=hashlib.sha256(_SPKI).digest(),
+        algorithm="ed25519",
+        signature=RELEASE_KEY.sign(signed_message(data)),
     )
     (directory / "release.json").write_bytes(data)
     (directory / "release.sig").write_bytes(signatures_to_bytes([signature]))
