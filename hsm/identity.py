@@ -1,8 +1,12 @@
 """Identity files: where an operator's key, or one that signs releases, is. They hold no secret.
 
-    {"kind": "pkcs11", "module": PATH, "token": LABEL, "key": LABEL, "public_key": BASE64 of the DER key}
+    {"kind": "pkcs11", "module": PATH, "token": LABEL, "key": LABEL, "public_key": BASE64 of the DER key,
+     "recovery": {"key": LABEL, "public_key": BASE64}}
     {"kind": "tpm", "handle": "0x81000100", "tcti": TCTI (the default device), "public_key": BASE64 of the DER key}
-    {"kind": "file", "key": PATH of a PEM private key}
+    {"kind": "file", "key": PATH of a PEM private key, "recovery": PATH of another}
+
+``recovery`` is the key that opens boxes (hsm/box.py), such as nodes' recovery keys. Without it the first key does
+that too, if it can.
 
 A relative path counts from the identity file's own directory. Which kinds of keys may be there is the caller's
 to say with ``accepted``; without it they are those that people authenticate with, and an RSA key is refused.
@@ -16,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -24,14 +29,28 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_ds
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from hsm.agreement import KeyAgreement, parse_agreement_key, parse_point
-from hsm.keys import PEOPLE, algorithm_of, check_public, kinds, public_der
+from hsm.keys import PEOPLE, algorithm_of, check_public, kinds, public_der, read_public
 from hsm.pin import refuse_readable
 from hsm.signer import Algorithm, Signer
 from nodeos.core.errors import UsageError
 from nodeos.core.files import read_file, write_new
-from nodeos.core.wire import b64, parse_json
+from nodeos.core.wire import Fields, b64, parse_json
+
+if TYPE_CHECKING:
+    from hsm.pkcs11 import OpenToken
 
 PrivateKey = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryPart:
+    """The label of the key for boxes, on the same token, and its DER public key."""
+
+    key: str
+    public_key: bytes
+
+    def to_json(self) -> dict[str, object]:
+        return {"key": self.key, "public_key": b64(self.public_key)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +61,12 @@ class TokenIdentity:
     token: str
     key: str
     public_key: bytes
+    recovery: RecoveryPart | None = None
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, object]:
+        more: dict[str, object] = {} if self.recovery is None else {"recovery": self.recovery.to_json()}
         return {
+            **more,
             "kind": "pkcs11",
             "module": str(self.module),
             "token": self.token,
@@ -55,12 +77,14 @@ class TokenIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileIdentity:
-    """A private key in a PEM file."""
+    """A private key in a PEM file, and another for boxes."""
 
     key: Path
+    recovery: Path | None = None
 
-    def to_json(self) -> dict[str, str]:
-        return {"kind": "file", "key": str(self.key)}
+    def to_json(self) -> dict[str, object]:
+        more = {} if self.recovery is None else {"recovery": str(self.recovery)}
+        return {"kind": "file", "key": str(self.key), **more}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +95,7 @@ class TpmKeyIdentity:
     public_key: bytes
     tcti: str | None = None
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, object]:
         where = {} if self.tcti is None else {"tcti": self.tcti}
         return {
             "kind": "tpm",
@@ -96,6 +120,7 @@ def load_identity(path: Path, *, accepted: frozenset[Algorithm] = PEOPLE) -> Ide
             token=fields.text("token", limit=32),
             key=fields.text("key", limit=256),
             public_key=fields.data("public_key", limit=1024),
+            recovery=_recovery_part(fields, path) if fields.has("recovery") else None,
         )
         check_public(identity.public_key, f"{path}.public_key", accepted)
     elif kind == "tpm":
@@ -108,11 +133,22 @@ def load_identity(path: Path, *, accepted: frozenset[Algorithm] = PEOPLE) -> Ide
         )
         check_public(identity.public_key, f"{path}.public_key", accepted)
     elif kind == "file":
-        identity = FileIdentity(key=path.parent / fields.text("key"))
+        identity = FileIdentity(
+            key=path.parent / fields.text("key"),
+            recovery=path.parent / fields.text("recovery") if fields.has("recovery") else None,
+        )
     else:
         raise UsageError(f"{path}.kind: {kind!r} is neither pkcs11, tpm nor file")
     fields.done()
     return identity
+
+
+def _recovery_part(fields: Fields, path: Path) -> RecoveryPart:
+    part = fields.nested("recovery")
+    found = RecoveryPart(key=part.text("key", limit=256), public_key=part.data("public_key", limit=1024))
+    part.done()
+    parse_agreement_key(found.public_key, f"{path}.recovery.public_key")
+    return found
 
 
 def write_identity(path: Path, identity: Identity) -> None:
@@ -155,18 +191,85 @@ def open_agreement(path: Path, pin: Callable[[], str]) -> Iterator[KeyAgreement]
     """
     identity = load_identity(path)
     if isinstance(identity, FileIdentity):
-        yield load_file_agreement(identity.key, pin)
+        yield load_file_agreement(identity.recovery or identity.key, pin)
         return
     if isinstance(identity, TpmKeyIdentity):
-        raise UsageError(
-            f"{path}: a key in a TPM can sign but not receive secrets",
-            hint="use a key on a token or in a file",
-        )
-    parse_agreement_key(identity.public_key, f"{path}.public_key")
+        raise _tpm_signs_only(path)
     from hsm.pkcs11 import open_token
 
+    _check_boxes(path, identity)
     with open_token(identity.module, identity.token, pin) as token:
-        yield token.agreement(identity.key, public_key=identity.public_key)
+        yield _token_agreement(token, identity)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorKeys:
+    """Both keys of an identity: one signs, one opens boxes."""
+
+    signer: Signer
+    agreement: KeyAgreement
+
+
+@contextmanager
+def open_operator(path: Path, pin: Callable[[], str]) -> Iterator[OperatorKeys]:
+    """Signer and key for boxes together, after one login. Raises what ``open_agreement`` raises."""
+    identity = load_identity(path)
+    if isinstance(identity, FileIdentity):
+        yield OperatorKeys(
+            signer=load_file_signer(identity.key, pin),
+            agreement=load_file_agreement(identity.recovery or identity.key, pin),
+        )
+        return
+    if isinstance(identity, TpmKeyIdentity):
+        raise _tpm_signs_only(path)
+    from hsm.pkcs11 import open_token
+
+    _check_boxes(path, identity)
+    with open_token(identity.module, identity.token, pin) as token:
+        signer = token.signer(identity.key, public_key=identity.public_key)
+        yield OperatorKeys(signer=signer, agreement=_token_agreement(token, identity))
+
+
+def _check_boxes(path: Path, identity: TokenIdentity) -> None:
+    if identity.recovery is None:
+        parse_agreement_key(identity.public_key, f"{path}.public_key")
+
+
+def _token_agreement(token: OpenToken, identity: TokenIdentity) -> KeyAgreement:
+    part = identity.recovery or RecoveryPart(key=identity.key, public_key=identity.public_key)
+    return token.agreement(part.key, public_key=part.public_key)
+
+
+def _tpm_signs_only(path: Path) -> UsageError:
+    return UsageError(
+        f"{path}: a key in a TPM can sign but not receive secrets", hint="use a key on a token or in a file"
+    )
+
+
+def recovery_key_of(path: Path, pin: Callable[[], str]) -> bytes:
+    """The DER public key that boxes for this identity are sealed to. The token need not be there.
+
+    Raises UsageError for an identity without such a key.
+    """
+    identity = load_identity(path)
+    if isinstance(identity, TpmKeyIdentity):
+        raise _tpm_signs_only(path)
+    if isinstance(identity, FileIdentity):
+        return load_file_agreement(identity.recovery or identity.key, pin).public_key
+    if identity.recovery is not None:
+        return identity.recovery.public_key
+    parse_agreement_key(identity.public_key, f"{path}.public_key")
+    return identity.public_key
+
+
+def read_recovery_key(path: Path, pin: Callable[[], str]) -> bytes:
+    """The DER public key for boxes, from an identity file, or a public key in PEM or DER. Raises UsageError."""
+    if read_file(path, "operator's recovery key", limit=1 << 16).lstrip().startswith(b"{"):
+        return recovery_key_of(path, pin)
+    hint = "give the identity file that `nodeos operator init` makes, or the recovery key in PEM or DER"
+    der = public_der(read_public(path, "operator's recovery key", hint=hint))
+    parse_agreement_key(der, f"operator's recovery key {path}")
+    return der
 
 
 def public_key_of(path: Path, pin: Callable[[], str], *, accepted: frozenset[Algorithm] = PEOPLE) -> bytes:

@@ -7,7 +7,10 @@ mirror has. The file made here goes into the sandbox of the tools tree and of bo
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from nodeos.core.errors import ToolError
@@ -103,18 +106,12 @@ def sources(archives: list[Archive]) -> str:
     )
 
 
-def download(package: str, version: str, *, directory: Path, scratch: Path) -> Path:
-    """Fetch one binary package of trixie into ``directory`` with apt's own signature checks.
+_OFFLINE = "check the network and the mirror in /etc/apt, then run the same command again"
 
-    Uses lists and caches of its own below ``scratch``; the host's package state is neither read nor changed.
-    """
-    apt_get = find_tool("apt-get", package="apt")
-    write_atomic(scratch / "sources.list.d/trixie.sources", sources(host_archives()).encode())
-    (scratch / "lists/partial").mkdir(parents=True, exist_ok=True)
-    (scratch / "archives/partial").mkdir(parents=True, exist_ok=True)
-    (scratch / "status").touch()
-    directory.mkdir(parents=True, exist_ok=True)
-    options = [
+
+def _options(scratch: Path) -> list[str]:
+    """apt's options for lists and caches of our own below ``scratch``."""
+    return [
         f"-oDir::State::lists={scratch}/lists",
         f"-oDir::State::status={scratch}/status",
         f"-oDir::Cache={scratch}",
@@ -122,15 +119,77 @@ def download(package: str, version: str, *, directory: Path, scratch: Path) -> P
         f"-oDir::Etc::sourceparts={scratch}/sources.list.d",
         "-oAPT::Sandbox::User=root",
         "-oAcquire::Retries=3",
+        # A host may keep its lists compressed; ours are read.
+        "-oAcquire::GzipIndexes=false",
+        "-oAcquire::Languages=none",
     ]
-    offline = "check the network and the mirror in /etc/apt, then run the same command again"
-    run([apt_get, *options, "update"], what="reading the package lists", timeout=300, hint=offline)
+
+
+def update(scratch: Path) -> str:
+    """Fetch trixie's package lists into ``scratch``/lists, checked by apt. Returns the path of apt-get."""
+    apt_get = find_tool("apt-get", package="apt")
+    write_atomic(scratch / "sources.list.d/trixie.sources", sources(host_archives()).encode())
+    (scratch / "lists/partial").mkdir(parents=True, exist_ok=True)
+    (scratch / "archives/partial").mkdir(parents=True, exist_ok=True)
+    (scratch / "status").touch()
+    run(
+        [apt_get, *_options(scratch), "update"],
+        what="reading the package lists",
+        timeout=300,
+        hint=_OFFLINE,
+    )
+    return apt_get
+
+
+def lists(directory: Path) -> list[tuple[str, Path]]:
+    """The package indexes in a folder of apt's lists, each with its suite."""
+    found = []
+    for path in sorted(directory.glob("*_Packages")):
+        match = re.search(r"_dists_([a-z-]+)_main_binary-amd64_Packages$", path.name)
+        if match:
+            found.append((match[1], path))
+    return found
+
+
+def newest(versions: Collection[str]) -> str | None:
+    """The highest version by Debian's order (deb-version(7)); None of none."""
+    best = None
+    for version in sorted(versions):
+        if best is None:
+            best = version
+            continue
+        done = run(
+            ["sh", "-c", 'dpkg --compare-versions "$1" gt "$2" && echo yes || echo no', "sh", version, best],
+            what="comparing versions",
+        )
+        best = version if done.strip() == b"yes" else best
+    return best
+
+
+def list_dates(directory: Path) -> list[datetime]:
+    """When the archives whose lists are in ``directory`` were made, by their own signed word."""
+    dates = []
+    for path in sorted(directory.glob("*_InRelease")):
+        match = re.search(r"^Date: (.+)$", path.read_text(), re.MULTILINE)
+        if match:
+            dates.append(parsedate_to_datetime(match[1].replace("UTC", "+0000")))
+    return dates
+
+
+def download(package: str, version: str, *, directory: Path, scratch: Path) -> Path:
+    """Fetch one binary package of trixie into ``directory`` with apt's own signature checks.
+
+    Uses lists and caches of its own below ``scratch``; the host's package state is neither read nor changed.
+    """
+    options = _options(scratch)
+    directory.mkdir(parents=True, exist_ok=True)
+    apt_get = update(scratch)
     run(
         [apt_get, *options, "download", f"{package}={version}"],
         what=f"fetching {package} {version}",
         cwd=directory,
         timeout=300,
-        hint=f"{offline}; if the mirror no longer has this version, the pin in image/mkosi.py needs an update",
+        hint=f"{_OFFLINE}; if the mirror no longer has this version, the pin in image/mkosi.py needs an update",
     )
     found = sorted(directory.glob(f"{package}_*.deb"))
     if not found:

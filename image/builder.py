@@ -1,7 +1,8 @@
-"""Builds the node image: keys, tools, initrd, image, release manifest.
+"""Builds the node image without any private key: tools, initrd, image, build manifest.
 
 ``Config`` is what the user asked for, ``Context`` where the work happens; ``build`` reads as the recipe.
-mkosi does the building, from ``mkosi.conf`` at the top of the source tree.
+mkosi does the building, from ``mkosi.conf`` at the top of the source tree. What comes out is unsigned (see
+``image.unsigned``), and the same for everybody who builds this commit with these public keys.
 """
 
 from __future__ import annotations
@@ -9,36 +10,59 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from image import apt, measure, mkosi, verity, wheels
-from image.efivars import payload
-from image.keys import KeySet
+from image import measure, mkosi, packages, pe, sbom, wheels
+from image.publickeys import IN_THE_ROOT, PCR, read_public_keys
+from image.unsigned import (
+    BOOTLOADER,
+    BUILD,
+    PACKAGES,
+    ROOT,
+    SBOM,
+    UKI,
+    VERITY,
+    BuildManifest,
+    Rollback,
+    Unsigned,
+    describe,
+)
 from nodeos import __version__
 from nodeos.core.errors import NodeosError, ToolError, UsageError
-from nodeos.core.files import write_atomic
-from nodeos.core.release import AcceptedPcr7, Artefact, Release, ReleaseKeys, Variant
+from nodeos.core.files import read_file, write_atomic
+from nodeos.core.release import Variant
 from nodeos.core.run import find_tool, run
 
 NEEDED_SPACE = 6 << 30
-# Where the sandbox of mkosi sees the PCR keys: the sandbox tree is laid over /etc.
+# Where the sandbox of mkosi sees the public PCR key: the sandbox tree is laid over /etc.
 _SANDBOX_KEYS = "/etc/nodeos-keys"
+_IN_IMAGE = "usr/lib/nodeos"
+# The label of a slot's hash tree, "nodeos_VERSION_verity", has at most 36 characters (UEFI 2.10, section 5.3.3).
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.~^-]{0,21}")
+_BLOCK = 4096
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What to build. ``source`` is the top of the source tree; ``work`` holds caches and outputs."""
+    """What to build. ``source`` is the top of the source tree; ``work`` holds caches and outputs; ``keys`` is the
+    folder with the public keys (see ``image.publickeys``).
+    """
 
     source: Path
     work: Path
-    keys: KeySet
+    keys: Path
     variant: Variant = Variant.RELEASE
     version: str = __version__
+    # Debian packages: see image.packages.select. ``pool`` also holds the wheels.
+    packages: packages.Policy = packages.Policy.LOCKED
+    pool: Path | None = None
+    snapshot: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,10 +72,11 @@ class Context:
     config: Config
     mkosi: list[str]
     progress: Progress
+    selection: packages.Selection
 
     @property
     def output(self) -> Path:
-        return self.config.work / "image" / self.config.variant
+        return unsigned_directory(self.config.work, self.config.variant)
 
     @property
     def log(self) -> Path:
@@ -64,7 +89,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """The files of a finished build."""
+    """The files of a signed release."""
 
     directory: Path
     disk: Path
@@ -73,7 +98,7 @@ class Built:
 
     @classmethod
     def at(cls, directory: Path) -> Built:
-        """The build in ``directory``. Raises UsageError if there is none."""
+        """The release in ``directory``. Raises UsageError if there is none."""
         built = cls(
             directory=directory,
             disk=directory / "nodeos.raw",
@@ -82,35 +107,59 @@ class Built:
         )
         for path in (built.disk, built.uki, built.release):
             if not path.is_file():
-                raise UsageError(f"{path} is not there", hint="build it with `nodeos image build`")
+                raise UsageError(f"{path} is not there", hint="make it with `nodeos image sign`")
         return built
 
 
-def build(config: Config, progress: Progress) -> Built:
+def unsigned_directory(work: Path, variant: Variant) -> Path:
+    """Where the unsigned build of a variant lies."""
+    return work / "image" / variant / "unsigned"
+
+
+def build(config: Config, progress: Progress) -> Unsigned:
     """Build the image. Can be interrupted and run again; caches make the next run short."""
-    config.keys.require(config.variant)
+    check_version(config.version)
+    keys = read_public_keys(config.keys, config.variant)
+    rollback = read_rollback(config.source)
     check_host(config)
-    progress("tools: mkosi")
-    context = Context(config=config, mkosi=mkosi.command(config.work / "tools"), progress=progress)
+    progress("packages: Debian")
+    selection = packages.select(
+        config.source, config.work, config.variant,
+        policy=config.packages, pool_=config.pool, snapshot=config.snapshot, progress=progress,
+    )  # fmt: skip
+    command = mkosi.command(config.work / "tools", selection.mkosi)
+    context = Context(config=config, mkosi=command, progress=progress, selection=selection)
     progress("packages: Python wheels")
-    packages = wheels.fetch(config.source / "image/locks", config.work / "wheels")
+    python = wheels.fetch(config.source / "image/locks", (config.pool or config.work) / "wheels")
     context.log.unlink(missing_ok=True)
     # What the build's scripts make has the modes that stand in them, whoever starts the build.
     umask = os.umask(0o022)
     try:
-        prepare_sandbox(context)
-        prepare_trees(context)
-        progress("initrd (the first time with the tools tree: some minutes)")
+        prepare_sandbox(context, keys[PCR])
+        prepare_trees(context, keys)
         initrd = build_initrd(context)
-        prepare_ukify(context)
-        progress("image: root, verity, unified kernel image")
-        build_image(context, initrd, packages)
+        progress("image: root, hash tree, unified kernel image")
+        build_image(context, initrd, python)
     finally:
         os.umask(umask)
-        # It holds a copy of the PCR key.
         shutil.rmtree(context.sandbox, ignore_errors=True)
-    progress("measurements and manifest")
-    return finish(context)
+    progress("build manifest")
+    return finish(context, keys[PCR], rollback)
+
+
+def check_version(version: str) -> None:
+    """Refuse a version that can't be part of partition labels and file names."""
+    if not _VERSION.fullmatch(version):
+        raise UsageError(
+            f"the version {version!r} can't name a release",
+            hint="use 1 to 22 letters, digits and .~^-, the first one a letter or digit",
+        )
+
+
+def read_rollback(source: Path) -> Rollback:
+    """The security version and the rollback floor of the source, from image/release.toml."""
+    path = source / "image/release.toml"
+    return Rollback.parse(read_file(path, "the security version", limit=1 << 12), str(path))
 
 
 def check_host(config: Config) -> None:
@@ -127,87 +176,109 @@ def check_host(config: Config) -> None:
     find_tool("apt-get", package="apt")
 
 
-def prepare_sandbox(context: Context) -> None:
-    """Write what mkosi lays over its tools: package sources, and the PCR policy's keys for ukify.
+def prepare_sandbox(context: Context, pcr_key: bytes) -> None:
+    """Write what mkosi lays over its tools: package sources, and the public PCR key for ukify.
 
-    One PCR signature only, for the phase ``enter-initrd``: the running system can't unseal its own disk. The
-    kernel inside the UKI stays unsigned: a signed one could be started without the stub, with any initrd, and
-    that could extend PCR 11 to the very value that the policy allows (see docs/security.md).
+    ukify measures and embeds that key; without a private one it signs no policy.
     """
     tree = context.sandbox
     shutil.rmtree(tree, ignore_errors=True)
-    sources = apt.sources(apt.host_archives()).encode()
-    write_atomic(tree / "common/etc/apt/sources.list.d/mkosi.sources", sources)
-    keys = context.config.keys
-    private = tree / "image"
-    for name in (keys.path("pcr.key"), keys.public_file("pcr")):
-        write_atomic(private / f"{_SANDBOX_KEYS[1:]}/{name.name}", name.read_bytes(), mode=0o600)
-    ukify = (
-        f"[UKI]\nPCRPKey={_SANDBOX_KEYS}/pcr.pub.pem\n\n[PCRSignature:initrd]\n"
-        f"PCRPrivateKey={_SANDBOX_KEYS}/pcr.key\n"
-        f"PCRPublicKey={_SANDBOX_KEYS}/pcr.pub.pem\nPhases=enter-initrd\n"
-    )
-    write_atomic(private / "usr/lib/systemd/ukify.conf", ukify.encode())
+    write_atomic(tree / "common/etc/apt/sources.list.d/mkosi.sources", context.selection.sources)
+    write_atomic(tree / "image" / f"{_SANDBOX_KEYS[1:]}/{PCR}", pcr_key)
+    ukify = f"[UKI]\nPCRPKey={_SANDBOX_KEYS}/{PCR}\n"
+    write_atomic(tree / "image/usr/lib/systemd/ukify.conf", ukify.encode())
 
 
-def prepare_trees(context: Context) -> None:
+def prepare_trees(context: Context, keys: Mapping[str, bytes]) -> None:
     """Copy the files that go into the images as they are, with the modes that git knows: 0644 and 0755.
 
-    A checkout has the modes that the umask of its owner left.
+    A checkout has the modes that the umask of its owner left. The root also gets the public keys and release.toml.
     """
-    for name, source in (("extra", "image/extra"), ("initrd-extra", "image/initrd/extra")):
-        for path in sorted((context.config.source / source).rglob("*")):
-            target = context.sandbox / name / path.relative_to(context.config.source / source)
+    source = context.config.source
+    for name, top in (("extra", source / "image/extra"), ("initrd-extra", source / "image/initrd/extra")):
+        (context.sandbox / name).mkdir(parents=True, exist_ok=True)
+        for path in sorted(top.rglob("*")):
+            target = context.sandbox / name / path.relative_to(top)
             if path.is_symlink():
                 target.symlink_to(path.readlink())
             elif path.is_dir():
                 target.mkdir(parents=True, exist_ok=True)
             else:
                 write_atomic(target, path.read_bytes(), mode=0o755 if path.stat().st_mode & 0o100 else 0o644)
-
-
-def prepare_ukify(context: Context) -> None:
-    """Lay our wrapper over the tools tree's ukify, and ukify itself beside it (see image/scripts/ukify)."""
-    tree = context.sandbox / "image/usr"
-    wrapper = context.config.source / "image/scripts/ukify"
-    write_atomic(tree / "bin/ukify", wrapper.read_bytes(), mode=0o755)
-    real = context.config.work / "mkosi/tools/usr/bin/ukify"
-    write_atomic(tree / "lib/nodeos/ukify", real.read_bytes(), mode=0o755)
+    folder = context.sandbox / "extra" / _IN_IMAGE
+    for name in IN_THE_ROOT:
+        write_atomic(folder / name, keys[name])
+    write_atomic(folder / "release.toml", (source / "image/release.toml").read_bytes())
 
 
 def build_initrd(context: Context) -> Path:
-    """Make the initrd: an image of its own, so that nothing of the root's is in it."""
+    """Make the initrd: an image of its own, so that nothing of the root's is in it.
+
+    One that was made from the very same inputs is used again, as mkosi would make the same bytes from its cache.
+    """
     config = context.config
+    stamp = config.work / "cache/initrd" / f"{config.variant}.stamp"
+    key = initrd_key(context)
+    found = find_initrd(context)
+    if found and stamp.is_file() and stamp.read_text() == f"{key} {describe(found).sha256.hex()}":
+        return found
+    context.progress("initrd (the first time with the tools tree: some minutes)")
+    stamp.unlink(missing_ok=True)
     no_shell = context.sandbox / "extra/usr/lib/nodeos/no-shell"
     options = [
+        "--manifest-format=json",
         f"--environment=VARIANT={config.variant}",
         f"--extra-tree={context.sandbox / 'initrd-extra'}:/",
         f"--extra-tree={no_shell}:/usr/lib/nodeos/no-shell",
+        f"--output=initrd-{config.variant}",
     ]
     run_mkosi(context, config.source / "image/initrd", options, cache="initrd")
-    found = [path for path in (config.work / "mkosi").glob("initrd*") if path.suffix != ".manifest"]
-    if not found:
+    made = find_initrd(context)
+    if made is None:
         raise ToolError("mkosi made no initrd", hint=f"see {context.log}")
-    return max(found, key=lambda path: (path.resolve() == path, path.stat().st_size))
+    write_atomic(stamp, f"{key} {describe(made).sha256.hex()}".encode())
+    return made
 
 
-def build_image(context: Context, initrd: Path, packages: Path) -> None:
-    """Make the disk image and the UKI."""
+def find_initrd(context: Context) -> Path | None:
+    """The initrd of the variant that mkosi left: the file, not the link to it."""
+    name = f"initrd-{context.config.variant}"
+    found = [
+        path for path in (context.config.work / "mkosi").glob(f"{name}.cpio*")
+        if path.suffix != ".manifest" and not path.is_symlink()
+    ]  # fmt: skip
+    return found[0] if len(found) == 1 else None
+
+
+def initrd_key(context: Context) -> str:
+    """A hash over all that the initrd is made from: configuration, files, time stamp, package sources, mkosi."""
     config = context.config
-    keys = config.keys
-    private = context.sandbox / "image"
+    digest = hashlib.sha256(f"{config.variant} {source_date_epoch(config.source)} {context.mkosi}\0".encode())
+    trees = (
+        config.source / "image/initrd", context.sandbox / "initrd-extra", context.sandbox / "common",
+        context.sandbox / "extra/usr/lib/nodeos/no-shell", config.source / "image/packages.lock",
+    )  # fmt: skip
+    for tree in trees:
+        for path in [tree, *sorted(tree.rglob("*"))] if tree.exists() else []:
+            status = path.lstat()
+            digest.update(f"{path.relative_to(tree)}\0{status.st_mode:o}\0".encode())
+            if path.is_symlink():
+                digest.update(os.fsencode(path.readlink()) + b"\0")
+            elif path.is_file():
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def build_image(context: Context, initrd: Path, python: Path) -> None:
+    """Make the root, its hash tree and the unified kernel image."""
+    config = context.config
     options = [
         f"--initrd={initrd}",
         f"--image-version={config.version}",
         "--output=nodeos",
-        f"--sandbox-tree={private}",
-        f"--secure-boot-key={keys.path('db.key')}",
-        f"--secure-boot-certificate={keys.path('db.crt')}",
-        f"--verity-key={keys.path('verity.key')}",
-        f"--verity-certificate={keys.path('verity.crt')}",
-        f"--build-sources={packages}:wheels",
+        f"--sandbox-tree={context.sandbox / 'image'}",
+        f"--build-sources={python}:wheels",
         f"--extra-tree={context.sandbox / 'extra'}:/",
-        f"--extra-tree={keys.public_file('site')}:/usr/lib/nodeos/site.pub.pem",
         f"--build-directory={config.work / 'mkosi.build'}",
         f"--environment=VARIANT={config.variant}",
         # The initrd's build made it.
@@ -248,7 +319,8 @@ def run_mkosi(context: Context, directory: Path, options: Sequence[str], *, cach
             "Temporary failure resolving": "no network to the package mirror: check it and run it again",
             "Could not connect": "no network to the package mirror: check it and run it again",
             "Failed to fetch": "the package mirror refused or lacks a file: check /etc/apt and run it again",
-            "Unable to locate package": "the mirror has no trixie, or an old list: check /etc/apt",
+            "Unable to locate package": "it is not in image/packages.lock, or the mirror has no trixie: "
+            "`nodeos image lock` makes the lock anew",
         }
         hint = next(
             (text for sign, text in hints.items() if sign in words), f"the whole log is {context.log}"
@@ -276,65 +348,76 @@ def _git(source: Path, *arguments: str) -> str:
     return run(command, what=f"git {arguments[0]}").decode().strip()
 
 
-def finish(context: Context) -> Built:
-    """Move mkosi's outputs to their place and write the release manifest beside them."""
+def finish(context: Context, pcr_key: bytes, rollback: Rollback) -> Unsigned:
+    """Move mkosi's outputs to their place and write the build manifest beside them."""
     config = context.config
     made = config.work / "mkosi"
     fresh = context.output.with_suffix(".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    for source, name in (("nodeos.raw", "nodeos.raw"), ("nodeos.efi", "nodeos.efi"),
-                         ("nodeos.manifest", "packages.json")):  # fmt: skip
+    listed = packages.report(context.selection, config.work)
+    for source, name in (("nodeos.root.raw", ROOT), ("nodeos.verity.raw", VERITY), ("boot.efi", BOOTLOADER),
+                         ("nodeos.efi", UKI)):  # fmt: skip
         path = made / source
         if not path.exists():
             raise ToolError(f"mkosi made no {source}", hint=f"see {context.log}")
         path.resolve().replace(fresh / name)
-    bootloader = measure.read_esp(fresh / "nodeos.raw", "EFI/BOOT/BOOTX64.EFI")
-    uki = measure.Uki.read(fresh / "nodeos.efi")
-    enrolled = {
-        name: measure.read_esp(fresh / "nodeos.raw", f"loader/keys/auto/{name}.auth")
-        for name in ("PK", "KEK", "db")
-    }
-    measure.check_kernel_signer(uki, enrolled["db"])
-    lists = {name: payload(data) for name, data in enrolled.items()}
-    predicted = measure.predict(bootloader, uki, lists, None)
-    release = Release(
+        (fresh / name).chmod(0o644)
+    # The partitions are what counts, and only they are kept.
+    for left in made.glob("nodeos*"):
+        left.unlink()
+    for name in (BOOTLOADER, UKI):
+        write_atomic(fresh / name, normal_form((fresh / name).read_bytes(), name))
+    uki = measure.Uki.read(fresh / UKI)
+    check_uki(uki, pcr_key)
+    if (fresh / ROOT).stat().st_size % _BLOCK or (fresh / VERITY).stat().st_size % _BLOCK:
+        raise ToolError("mkosi made a partition that is no whole number of blocks", hint=f"see {context.log}")
+    write_atomic(fresh / PACKAGES, listed)
+    parts = sbom.make(
+        listed,
+        (config.source / "image/locks/node.txt").read_text(),
         version=config.version,
+        created=source_date_epoch(config.source),
+        root_hash=uki.root_hash,
+        commit=source_commit(config.source),
+        wheels=wheels.hashes((config.pool or config.work) / "wheels"),
+    )
+    write_atomic(fresh / SBOM, parts)
+    names = (ROOT, VERITY, BOOTLOADER, UKI, PACKAGES, SBOM)
+    manifest = BuildManifest(
+        release=config.version,
         variant=config.variant,
         root_hash=uki.root_hash,
         kernel_command_line=uki.command_line,
-        artefacts={name: describe(fresh / name) for name in ("nodeos.raw", "nodeos.efi", "packages.json")},
-        security_version=1,
-        rollback_floor=1,
-        pcrs=predicted.pcrs,
-        pcr11=predicted.pcr11,
-        secure_boot_off=predicted.secure_boot_off,
-        accepted_pcr7=(
-            AcceptedPcr7(
-                name="enrolled", sha256=predicted.pcrs["sha256"][7], sha384=predicted.pcrs["sha384"][7]
-            ),
-        ),
-        keys=ReleaseKeys(
-            db=verity.fingerprint(config.keys.certificate("db")),
-            pcr=(hashlib.sha256(config.keys.public("pcr")).digest(),),
-            release=hashlib.sha256(config.keys.public("release")).digest(),
-            verity=verity.fingerprint(config.keys.certificate("verity")),
-        ),
         source_commit=source_commit(config.source),
         source_date_epoch=source_date_epoch(config.source),
+        security_version=rollback.security_version,
+        rollback_floor=rollback.rollback_floor,
+        artefacts={name: describe(fresh / name) for name in names},
     )
-    write_atomic(fresh / "release.json", release.to_bytes())
+    write_atomic(fresh / BUILD, manifest.to_bytes())
     shutil.rmtree(context.output, ignore_errors=True)
-    context.output.parent.mkdir(parents=True, exist_ok=True)
     fresh.rename(context.output)
-    return Built.at(context.output)
+    return Unsigned(directory=context.output, build=manifest)
 
 
-def describe(path: Path) -> Artefact:
-    """Size and SHA-256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").digest()
-    return Artefact(size=path.stat().st_size, sha256=digest)
+def normal_form(data: bytes, what: str) -> bytes:
+    """The image as it is once signatures are taken off again. Raises UsageError if it is signed already."""
+    if pe.signatures(data, what):
+        raise UsageError(f"{what} is signed, an unsigned build has no signature", hint="see mkosi.conf")
+    return pe.strip_signatures(data, what)
+
+
+def check_uki(uki: measure.Uki, pcr_key: bytes) -> None:
+    """Refuse a unified kernel image that carries a PCR signature, or another PCR key than was asked for.
+
+    A signed policy from elsewhere could be one for later boot phases, and the state volume would be bound to a
+    key that isn't ours.
+    """
+    if ".pcrsig" in uki.sections:
+        raise UsageError("the UKI of an unsigned build carries a PCR signature", hint="see mkosi.conf")
+    if uki.sections.get(".pcrpkey", b"").rstrip(b"\0") != pcr_key:
+        raise UsageError(f"the UKI doesn't carry the PCR policy key of {PCR}", hint="see image/builder.py")
 
 
 def package_count(directory: Path) -> int:

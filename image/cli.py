@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from image import signing_cli
+from image import lock_cli, signing_cli
 from nodeos import __version__
 from nodeos.cli import emit, wants_json
 from nodeos.core.files import read_file
 from nodeos.core.release import Release, Variant
+
+if TYPE_CHECKING:
+    from image.builder import Config
+    from image.unsigned import BuildManifest
 
 SOURCE = Path(__file__).resolve().parent.parent
 
@@ -22,6 +29,8 @@ def commands() -> None:
 
 
 signing_cli.register(commands)
+commands.add_command(lock_cli.lock)
+commands.add_command(lock_cli.pool)
 
 work_option = click.option(
     "--work", type=click.Path(path_type=Path), default=SOURCE / "build", show_default="build",
@@ -34,47 +43,78 @@ variant_option = click.option(
 )  # fmt: skip
 
 
+keys_option = click.option(
+    "--keys", "keys_", type=click.Path(path_type=Path),
+    help="Folder of the public keys to build with, from `image keygen`. [default: WORK/keys, made if absent]",
+)  # fmt: skip
+
+version_option = click.option(
+    "--version", default=__version__, show_default=True, help="The version of the release."
+)
+
+
+def _config(work: Path, keys: Path | None, variant: str, version: str) -> Config:
+    """What the options of a build say."""
+    from image.builder import Config
+    from image.keys import keys_of
+
+    work, chosen = work.absolute(), Variant(variant)
+    directory = keys.absolute() if keys else keys_of(work, chosen).directory
+    return Config(source=SOURCE, work=work, keys=directory, variant=chosen, version=version)
+
+
 @commands.command()
 @work_option
-@click.option(
-    "--keys", "keys_", type=click.Path(path_type=Path),
-    help="The keys to build with, from `image keygen`. [default: WORK/keys, made if absent]",
-)  # fmt: skip
+@keys_option
 @variant_option
-@click.option("--version", default=__version__, show_default=True, help="The version of the release.")
+@version_option
+@click.option(
+    "--pool", type=click.Path(path_type=Path),
+    help="Take all packages from this folder, of `image pool fetch`; needs no network.",
+)  # fmt: skip
+@click.option(
+    "--allow-drift", is_flag=True,
+    help="Use the mirror's packages if the locked ones can't be had. packages.json tells of it.",
+)  # fmt: skip
+@lock_cli.snapshot_option
 @click.pass_context
-def build(ctx: click.Context, work: Path, keys_: Path | None, variant: str, version: str) -> None:
-    """Build the image. Needs root and a Debian package mirror; the first build takes some minutes."""
+def build(  # noqa: PLR0917 - click calls it by keyword
+    ctx: click.Context, work: Path, keys_: Path | None, variant: str, version: str, pool: Path | None,
+    allow_drift: bool, snapshot: str | None,
+) -> None:  # fmt: skip
+    """Build the image, unsigned: no private key is needed, only public ones that go inside.
+
+    Needs root; the first build takes some minutes. The result is in WORK/image/VARIANT/unsigned. The packages are
+    the locked ones, from the mirror in /etc/apt, a snapshot service, or a pool. One that can't be had with the
+    locked SHA-256 ends the build with the list of what drifted.
+    """
     from image import builder
-    from image.keys import KeySet, keys_of
+    from image.packages import Policy
     from image.steps import Steps
 
-    work = work.absolute()
-    keys = KeySet(directory=keys_.absolute()) if keys_ else keys_of(work, Variant(variant))
+    config = _config(work, keys_, variant, version)
     steps = Steps(1, as_json=wants_json(ctx))
-    config = builder.Config(source=SOURCE, work=work, keys=keys, variant=Variant(variant), version=version)
+    config = dataclasses.replace(
+        config,
+        packages=Policy.ALLOW_DRIFT if allow_drift else Policy.LOCKED,
+        pool=pool.absolute() if pool else None,
+        snapshot=snapshot,
+    )
     with steps.step(f"Build the {variant} image") as step:
         built = builder.build(config, steps.say)
-        release = Release.parse(built.release.read_bytes())
-        step.notes += [
-            f"{built.disk} ({release.artefacts[built.disk.name].size >> 20} MiB)",
-            f"{built.release}",
-        ]
+        step.notes.append(str(built.directory))
     emit(
         ctx,
-        {"disk": str(built.disk), "uki": str(built.uki), "release": str(built.release)},
-        _describe(release),
+        {"directory": str(built.directory), "build": json.loads(built.build.to_bytes())},
+        _describe_build(built.build),
     )
 
 
 @commands.command("verify-build")
 @work_option
-@click.option(
-    "--keys", "keys_", type=click.Path(path_type=Path),
-    help="The keys to build with, from `image keygen`. [default: WORK/keys, made if absent]",
-)  # fmt: skip
+@keys_option
 @variant_option
-@click.option("--version", default=__version__, show_default=True, help="The version of the release.")
+@version_option
 @click.pass_context
 def verify_build(ctx: click.Context, work: Path, keys_: Path | None, variant: str, version: str) -> None:
     """Build twice and tell every difference: exit code 3 if there is one.
@@ -82,31 +122,29 @@ def verify_build(ctx: click.Context, work: Path, keys_: Path | None, variant: st
     Both builds are made from cold caches below WORK/verify-build, the second from a clone at another path, under
     another umask, time zone and host name. Takes as long as two first builds, and needs a clean working tree.
     """
+    import dataclasses
     import shutil
 
     from image import builder, reproduce
-    from image.keys import KeySet, keys_of
     from image.steps import Steps
     from nodeos.core.errors import RefusedError
 
-    work = work.absolute()
-    keys = KeySet(directory=keys_.absolute()) if keys_ else keys_of(work, Variant(variant))
+    config = _config(work, keys_, variant, version)
+    commit = reproduce.check_source(SOURCE)
     steps = Steps(3, as_json=wants_json(ctx))
-    place = work / "verify-build"
+    place = config.work / "verify-build"
     shutil.rmtree(place, ignore_errors=True)
-    config = builder.Config(
-        source=SOURCE, work=place / "first", keys=keys, variant=Variant(variant), version=version
-    )
-    with steps.step("First build"):
-        first = builder.build(config, steps.say)
-    log = work / "logs/verify-build.log"
+    log = config.work / "logs/verify-build.log"
     log.unlink(missing_ok=True)
+    with steps.step("First build"):
+        first = builder.build(dataclasses.replace(config, work=place / "first"), steps.say)
+        reproduce.check_unchanged(first, commit)
     with steps.step("Second build, under other conditions") as step:
         steps.say("as long as the first")
-        second = reproduce.second_build(SOURCE, first, work=place / "second", keys=keys.directory, log=log)
+        second = reproduce.second_build(SOURCE, first, work=place / "second", keys=config.keys, log=log)
         step.notes.append(f"log {log}")
-    with steps.step("Compare packages, root file system, unified kernel image, measurements"):
-        tools = config.work / "mkosi/tools"
+    with steps.step("Compare every file of the two builds"):
+        tools = place / "first/mkosi/tools"
         findings = reproduce.compare(first, second, tools=tools, scratch=place / "roots")
         if findings:
             raise RefusedError(
@@ -114,11 +152,11 @@ def verify_build(ctx: click.Context, work: Path, keys_: Path | None, variant: st
                 findings if wants_json(ctx) else reproduce.shorten(findings),
                 hint=f"both are kept in {place}",
             )
-    release = Release.parse(first.release.read_bytes())
+    root_hash = first.build.root_hash.hex()
     emit(
         ctx,
-        {"reproducible": True, "commit": release.source_commit, "root_hash": release.root_hash.hex()},
-        f"reproducible: commit {release.source_commit}\nroot hash {release.root_hash.hex()} in both builds",
+        {"reproducible": True, "commit": commit, "root_hash": root_hash},
+        f"reproducible: commit {commit}\nroot hash {root_hash} in both builds",
     )
 
 
@@ -127,8 +165,6 @@ def verify_build(ctx: click.Context, work: Path, keys_: Path | None, variant: st
 @click.pass_context
 def show(ctx: click.Context, release: Path) -> None:
     """Show a release manifest: what was built, and the measurements that it must give."""
-    import json
-
     data = read_file(release, "the release manifest")
     parsed = Release.parse(data, str(release))
     emit(ctx, json.loads(data), _describe(parsed))
@@ -184,6 +220,17 @@ def _port_pair(text: str) -> tuple[int, int]:
     if not (host.isdecimal() and guest.isdecimal()):
         raise click.UsageError(f"--forward {text}: expected HOST:GUEST, two port numbers")
     return int(host), int(guest)
+
+
+def _describe_build(build: BuildManifest) -> str:
+    lines = [
+        f"build      {build.release} ({build.variant}), commit {build.source_commit}, not signed yet",
+        f"root hash  {build.root_hash.hex()}",
+        f"security   version {build.security_version}, rollback floor {build.rollback_floor}",
+        *(f"{name:<15} {item.size:>11} bytes  sha256 {item.sha256.hex()}"
+          for name, item in sorted(build.artefacts.items())),
+    ]  # fmt: skip
+    return "\n".join(lines)
 
 
 def _describe(release: Release) -> str:

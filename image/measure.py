@@ -23,13 +23,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from image.efivars import EFI_GLOBAL, IMAGE_SECURITY_DATABASE, VENDORS, X509, Entry, parse_lists, payload
 from image.pe import authenticode, section_contents, signatures
 from nodeos.core.errors import UsageError
+from nodeos.core.gpt import Table
+from nodeos.core.layout import ESP_TYPE
 from nodeos.core.release import BANKS, BootPhase
 from nodeos.core.run import find_tool, run
 
 # The order in which systemd-stub measures the sections; .pcrsig is never measured.
 MEASURED_SECTIONS = (".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat",
              ".pcrpkey", ".profile", ".dtbauto", ".hwids")  # fmt: skip
-_ESP = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 _SEPARATOR = b"\0\0\0\0"
 _BOOT_ACTION = b"Calling EFI Application from Boot Option"
 
@@ -234,32 +235,30 @@ def check_kernel_signer(uki: Uki, db: bytes) -> None:
         if certificate.public_bytes(Encoding.DER) in enrolled:
             raise UsageError(
                 "the kernel inside the UKI is signed with the Secure Boot key",
-                hint="only the whole UKI may be signed: see image/scripts/ukify",
+                hint="only the whole UKI may be signed, never what is in it",
             )
 
 
 def find_partition(disk: Path, kind: uuid.UUID, what: str) -> tuple[int, int]:
-    """Where the first partition of a type begins and how long it is, in bytes (GPT, 512-byte sectors; UEFI 2.10,
-    section 5.3). Raises UsageError if there is none; ``what`` names it there.
+    """Where the first partition of a type begins and how long it is, in bytes (GPT, 512-byte sectors). Raises
+    UsageError if there is none; ``what`` names it there.
     """
     with disk.open("rb") as file:
-        file.seek(512)
-        header = file.read(92)
-        if header[:8] != b"EFI PART":
-            raise UsageError(f"{disk}: no GPT disk image")
-        table, count, size = struct.unpack_from("<QII", header, 72)
-        file.seek(table * 512)
-        entries = file.read(count * size)
-    for start in range(0, len(entries), size):
-        if entries[start : start + 16] == kind.bytes_le:
-            first, last = struct.unpack_from("<QQ", entries, start + 32)
-            return first * 512, (last - first + 1) * 512
-    raise UsageError(f"{disk}: no {what}")
+
+        def read_at(offset: int, length: int) -> bytes:
+            file.seek(offset)
+            return file.read(length)
+
+        try:
+            found = Table.parse(read_at, disk.stat().st_size, 512).find(kind, what)
+        except UsageError as error:
+            raise UsageError(f"{disk}: {error.message}") from error
+    return found.start, found.size
 
 
 def esp_offset(disk: Path) -> int:
     """Where the EFI system partition begins, in bytes."""
-    return find_partition(disk, _ESP, "EFI system partition")[0]
+    return find_partition(disk, ESP_TYPE, "EFI system partition")[0]
 
 
 def esp_of(disk: Path) -> str:

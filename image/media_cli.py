@@ -22,12 +22,24 @@ def commands() -> None:
 
 @commands.command()
 @click.argument("target", type=click.Path(path_type=Path))
+@click.option("--release", type=click.Path(path_type=Path), help="A signed release directory, for --kind.")
+@click.option(
+    "--kind", type=click.Choice(["usb", "iso", "http"]), default="usb", show_default=True,
+    help="A USB disk's image, an ISO image, or a folder for HTTP boot.",
+)  # fmt: skip
+@click.option(
+    "--erase",
+    type=click.Path(path_type=Path),
+    help="A token that lets the installer erase one machine's disk.",
+)
+@click.option(
+    "--disk", metavar="SERIAL", help="Install on the disk with this serial. [default: the largest empty disk]"
+)
 @click.option(
     "--image",
     "image_",
     type=click.Path(path_type=Path, exists=True),
-    required=True,
-    help="The disk image of a release (nodeos.raw).",
+    help="Instead of an installer: the disk image of a release (nodeos.raw), to be flashed itself.",
 )
 @click.option("--site-key", type=click.Path(path_type=Path), required=True, help="The site key that signs.")
 @click.option("--dc", required=True, help="The data centre's id, as the registrar knows it.")
@@ -36,6 +48,12 @@ def commands() -> None:
     "--ca", type=click.Path(path_type=Path), required=True, help="The registrar's CA certificate (PEM)."
 )
 @click.option("--operator", required=True, help="The operator's principal.")
+@click.option(
+    "--operator-key",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The operator's recovery key: the identity file of `nodeos operator init`, or a public key (PEM, DER).",
+)
 @click.option("--reward-type", required=True, help="The node reward type, such as type1.")
 @click.option("--address", multiple=True, metavar="ADDRESS/PREFIX", help="A static address. [default: DHCP]")
 @click.option("--gateway", multiple=True, help="A gateway for static addresses.")
@@ -44,22 +62,30 @@ def commands() -> None:
 def make(  # noqa: PLR0917 - click calls it by keyword
     ctx: click.Context,
     target: Path,
-    image_: Path,
+    release: Path | None,
+    kind: str,
+    erase: Path | None,
+    disk: str | None,
+    image_: Path | None,
     site_key: Path,
     dc: str,
     registrar: str,
     ca: Path,
     operator: str,
+    operator_key: Path,
     reward_type: str,
     address: tuple[str, ...],
     gateway: tuple[str, ...],
     dns: tuple[str, ...],
 ) -> None:
-    """Write TARGET: a copy of the image with the signed configuration of one site.
+    """Write TARGET: an installer with the signed configuration of one site.
 
-    Flash it to the boot disk of a machine; with DHCP one medium serves all machines of the site, with static
-    addresses each machine has its own. Nothing is overwritten.
+    Write a usb or iso medium to a stick (`nodeos flash`), or show the ISO image to a machine as a disc; serve an
+    http folder as it is. The installer and what it installs are the same on all three. With DHCP one medium serves
+    all machines of the site, with static addresses each machine has its own. Nothing is overwritten.
     """
+    from hsm.identity import read_recovery_key
+    from hsm.pin import read_pin
     from image import media
 
     network = _network(address, gateway, dns)
@@ -68,13 +94,28 @@ def make(  # noqa: PLR0917 - click calls it by keyword
         registrar_url=registrar,
         registrar_ca=_certificates(ca),
         operator=Principal.parse(operator),
+        operator_key=read_recovery_key(operator_key, lambda: read_pin(None)),
         node_reward_type=reward_type,
         network=network,
+        install_disk=disk,
     )
     # What the node would refuse is refused here, where it costs nothing.
     SiteConfig.parse(site.to_bytes(), "the site configuration")
-    media.make(image_, media.sign(site, media.load_site_key(site_key)), target)
-    emit(ctx, {"medium": str(target), "data_center": dc}, f"{target}: medium for {dc}")
+    signed = media.sign(site, media.load_site_key(site_key))
+    if image_ is not None:
+        if release is not None or erase is not None:
+            raise UsageError("--image makes no installer: it goes with neither --release nor --erase")
+        media.make(image_, signed, target)
+        emit(ctx, {"medium": str(target), "data_center": dc}, f"{target}: medium for {dc}")
+        return
+    if release is None:
+        raise UsageError("no release is named", hint="--release DIRECTORY, as `nodeos image sign` makes it")
+    token = None if erase is None else read_file(erase, "erase token", limit=1 << 16)
+    click.echo(f"making the {kind} medium (some seconds)", err=True)
+    content = media.Content.read(release, signed, erase=token)
+    media.write(media.Kind(kind), content, target)
+    value = {"medium": str(target), "kind": kind, "data_center": dc, "release": content.release}
+    emit(ctx, value, f"{target}: {kind} medium of release {content.release} for {dc}")
 
 
 def _network(addresses: tuple[str, ...], gateways: tuple[str, ...], dns: tuple[str, ...]) -> Network | None:

@@ -25,9 +25,10 @@ def host_command() -> list[str] | None:
     return [found] if answer and answer[-1] == VERSION else None
 
 
-def command(directory: Path) -> list[str]:
-    """The command that starts mkosi. Fetches it into ``directory`` if the host has none that fits.
+def command(directory: Path, package: Path | None = None) -> list[str]:
+    """The command that starts mkosi. If the host has none that fits, it is unpacked below ``directory``.
 
+    It comes from ``package``, or without one from the mirror.
     Raises ToolError if the fetched package is not the pinned one.
     """
     host = host_command()
@@ -36,19 +37,20 @@ def command(directory: Path) -> list[str]:
     unpacked = directory / f"mkosi-{PACKAGE_VERSION}"
     library = unpacked / "usr/lib/python3/dist-packages"
     if not library.is_dir():
-        package = apt.download(
+        fetched = package or apt.download(
             "mkosi", PACKAGE_VERSION, directory=directory / "packages", scratch=directory / "apt"
         )
-        digest = hashlib.sha256(package.read_bytes()).hexdigest()
+        digest = hashlib.sha256(fetched.read_bytes()).hexdigest()
         if digest != PACKAGE_SHA256:
-            package.unlink()
+            fetched.unlink()
             raise ToolError(
-                f"{package.name} has SHA-256 {digest}, pinned is {PACKAGE_SHA256}",
+                f"{fetched.name} has SHA-256 {digest}, pinned is {PACKAGE_SHA256}",
                 hint="don't use this mirror before you know why; the pin is in image/mkosi.py",
             )
         fresh = unpacked.with_suffix(".new")
         shutil.rmtree(fresh, ignore_errors=True)
-        run([find_tool("dpkg-deb", package="dpkg"), "-x", package, fresh], what=f"unpacking {package.name}")
+        directory.mkdir(parents=True, exist_ok=True)
+        run([find_tool("dpkg-deb", package="dpkg"), "-x", fetched, fresh], what=f"unpacking {fetched.name}")
         fresh.rename(unpacked)
     # mkosi itself is pure Python; the tools that it runs come from its trixie tools tree, not from the host.
     start = "import sys; sys.path.insert(0, sys.argv.pop(1)); from mkosi.__main__ import main; main()"

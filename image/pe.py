@@ -35,13 +35,15 @@ __all__ = (
     "strip_signatures",
 )
 
-_INITIALIZED_DATA, _READ = 0x00000040, 0x40000000
+DATA = 0x40000040  # initialised data, readable
 _WIN_CERT_REVISION = 0x0200
 _LIMIT = 1 << 32
 
 
-def add_section(data: bytes, name: str, content: bytes, what: str = "image") -> bytes:
-    """The unsigned image with one more read-only data section at its end, as ukify adds them.
+def add_section(
+    data: bytes, name: str, content: bytes, what: str = "image", *, characteristics: int = DATA
+) -> bytes:
+    """The unsigned image with one more section at its end, read-only data if not said, as ukify adds them.
 
     Raises UsageError if the image is signed or has data after its sections, if the name is taken or doesn't fit,
     or if the headers have no room for another section.
@@ -70,14 +72,46 @@ def add_section(data: bytes, name: str, content: bytes, what: str = "image") -> 
         raise UsageError(f"{what}: with section {name} it would be larger than 4 GiB")
     result = bytearray(data[: layout.end] + content.ljust(size, b"\0"))
     offset = layout.end if size else 0
-    SECTION.pack_into(result, entry, encoded, len(content), address, size, offset, 0, 0, 0, 0,
-                       _INITIALIZED_DATA | _READ)  # fmt: skip
+    SECTION.pack_into(
+        result, entry, encoded, len(content), address, size, offset, 0, 0, 0, 0, characteristics
+    )
     struct.pack_into("<H", result, layout.coff + 2, len(layout.sections) + 1)
     struct.pack_into("<I", result, layout.optional + 8, initialized)
     struct.pack_into("<I", result, layout.optional + 56, image_size)
     struct.pack_into("<I", result, layout.checksum, 0)
     result += bytes(-len(result) % 8)
     return bytes(result)
+
+
+def drop_sections(data: bytes, first: str, what: str = "image") -> bytes:
+    """The unsigned image without the section ``first`` and all that follow it: ``add_section`` undone.
+
+    Raises UsageError if the image is signed, lacks the section, has something behind its sections, or if what is
+    dropped isn't what file, section table and memory end with, in one order.
+    """
+    layout = parse(data, what)
+    names = [section.name for section in layout.sections]
+    if layout.certificates_size or any(data[layout.end :]) or len(data) - layout.end >= layout.file_alignment:
+        raise UsageError(f"{what}: it is signed, or data follows the last section: none can be dropped")
+    if first not in names or not (index := names.index(first)):
+        raise UsageError(f"{what} has no section {first} behind others")
+    kept, dropped = layout.sections[:index], layout.sections[index:]
+    end = max(section.offset + section.size for section in kept)
+    memory = max(section.address + section.virtual_size for section in kept)
+    for section in dropped:
+        if (section.size and section.offset < end) or section.address < memory:
+            raise UsageError(f"{what}: section {section.name} lies before one that is kept")
+    entry = layout.section_table + SECTION.size * index
+    initialized = max(
+        0, number(data, layout.optional + 8, 4, what) - sum(item.virtual_size for item in dropped)
+    )
+    result = bytearray(data[:end])
+    result[entry : entry + SECTION.size * len(dropped)] = bytes(SECTION.size * len(dropped))
+    struct.pack_into("<H", result, layout.coff + 2, index)
+    struct.pack_into("<I", result, layout.optional + 8, initialized)
+    struct.pack_into("<I", result, layout.optional + 56, _round_up(memory, layout.section_alignment))
+    struct.pack_into("<I", result, layout.checksum, 0)
+    return bytes(result) + bytes(-len(result) % 8)
 
 
 def _round_up(value: int, alignment: int) -> int:

@@ -1,36 +1,32 @@
 """Builds the image a second time under other conditions, and tells where the two differ.
 
 The second build has its own clone of the source at another path, another umask, time zone and host name, and cold
-caches. What must be equal: the package manifest, the root file system, the hash tree (by its root hash), the
-sections of the unified kernel image, and the measurements. Signatures are left out: the digest that they are over
-(Authenticode, in PCR 4) is compared instead.
+caches. Both are unsigned, so every file of them must be equal byte for byte. Where one isn't, a look into it says
+what in it differs: the package, the section, the file in the root or in the initrd.
 """
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import os
 import stat
 import sys
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from image.builder import Built
-from image.measure import Uki, find_partition
+from image import cpio
+from image.builder import source_commit, unsigned_directory
+from image.measure import Uki
+from image.unsigned import PACKAGES, ROOT, UKI, VERITY, BuildManifest, Unsigned
 from nodeos.core.errors import Finding, ToolError, UsageError
-from nodeos.core.files import read_file
-from nodeos.core.release import Release
 from nodeos.core.run import find_tool, run
 
-ROOT_TYPE = uuid.UUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709")
 TIME_ZONE = "Pacific/Kiritimati"
 UMASK = 0o077
 HOST_NAME = "another-host"
-# Signed anew in every build, and never measured.
-_SIGNATURES = (".pcrsig",)
 _SHOWN = 40
 
 
@@ -80,7 +76,9 @@ def tree(root: Path) -> dict[str, Entry]:
     return found
 
 
-def compare_trees(first: Mapping[str, Entry], second: Mapping[str, Entry]) -> tuple[Finding, ...]:
+def compare_trees(
+    first: Mapping[str, Entry], second: Mapping[str, Entry], *, code: str = "root.file"
+) -> tuple[Finding, ...]:
     """One finding for each path that is in one tree only or that differs, in the order of the paths."""
     findings = []
     for path in sorted(first.keys() | second.keys()):
@@ -91,7 +89,7 @@ def compare_trees(first: Mapping[str, Entry], second: Mapping[str, Entry]) -> tu
         else:
             message = first[path].differs(second[path])
         if message:
-            findings.append(Finding(code="root.file", message=f"{path}: {message}"))
+            findings.append(Finding(code=code, message=f"{path}: {message}"))
     return tuple(findings)
 
 
@@ -115,13 +113,33 @@ def compare_packages(first: bytes, second: bytes) -> tuple[Finding, ...]:
     )
 
 
-def compare_ukis(first: Uki, second: Uki) -> tuple[Finding, ...]:
-    """The sections that differ."""
-    names = [name for name in {**first.sections, **second.sections} if name not in _SIGNATURES]
-    return tuple(
-        Finding(code="uki.section", message=f"{name}: {_length(first, name)} and {_length(second, name)}")
-        for name in names
-        if first.sections.get(name) != second.sections.get(name)
+def compare_ukis(first: Uki, second: Uki, *, tools: Path) -> tuple[Finding, ...]:
+    """The sections that differ, and of an initrd the files."""
+    findings: list[Finding] = []
+    for name in {**first.sections, **second.sections}:
+        contents = [uki.sections.get(name) for uki in (first, second)]
+        if contents[0] == contents[1]:
+            continue
+        message = f"{name}: {_length(first, name)} and {_length(second, name)}"
+        findings.append(Finding(code="uki.section", message=message))
+        if name == ".initrd" and contents[0] is not None and contents[1] is not None:
+            findings += compare_initrds(contents[0], contents[1], tools=tools)
+    return tuple(findings) or (Finding(code="uki.layout", message=f"{UKI} differs, no section of it does"),)
+
+
+def compare_initrds(first: bytes, second: bytes, *, tools: Path) -> tuple[Finding, ...]:
+    """The files that differ in two initrds."""
+    trees = []
+    for data in (first, second):
+        try:
+            trees.append({
+                path: Entry(mode=file.mode, owner=file.owner, modified=file.modified, content=file.content)
+                for path, file in cpio.files(data, tools=tools).items()
+            })  # fmt: skip
+        except UsageError as error:
+            return (Finding(code="initrd.unreadable", message=f"no look into it: {error.message}"),)
+    return compare_trees(trees[0], trees[1], code="initrd.file") or (
+        Finding(code="initrd.layout", message="the archive differs, no file in it does"),
     )
 
 
@@ -129,52 +147,55 @@ def _length(uki: Uki, name: str) -> str:
     return f"{len(uki.sections[name])} bytes" if name in uki.sections else "absent"
 
 
-def compare_measurements(first: Release, second: Release) -> tuple[Finding, ...]:
-    """The root hash, command line and PCR values that differ."""
-    values = [
-        {
-            "root hash": release.root_hash.hex(),
-            "kernel command line": release.kernel_command_line,
-            **{f"PCR {index}": value.hex() for index, value in release.pcrs["sha256"].items()},
-            **{f"PCR 11 after {phase}": value.hex() for phase, value in release.pcr11["sha256"].items()},
-        }
-        for release in (first, second)
-    ]
-    return tuple(
-        Finding(code="measurement", message=f"{name}: {values[0][name]} or {values[1][name]}")
-        for name in values[0]
-        if values[0][name] != values[1][name]
-    )
+def compare_manifests(first: BuildManifest, second: BuildManifest) -> tuple[Finding, ...]:
+    """The fields of the build manifests that differ, and the artefacts by name."""
+    values = [json.loads(manifest.to_bytes()) for manifest in (first, second)]
+    artefacts = [value.pop("artefacts") for value in values]
+    pairs = [(f"{name}: {values[0][name]} or {values[1][name]}", values[0][name], values[1][name])
+             for name in values[0]]  # fmt: skip
+    pairs += [
+        (f"{name}: {_artefact(artefacts[0], name)} or {_artefact(artefacts[1], name)}", artefacts[0].get(name),
+         artefacts[1].get(name)) for name in sorted({**artefacts[0], **artefacts[1]})
+    ]  # fmt: skip
+    return tuple(Finding(code="manifest", message=message) for message, one, other in pairs if one != other)
 
 
-def compare(first: Built, second: Built, *, tools: Path, scratch: Path) -> tuple[Finding, ...]:
-    """Every difference between two builds. ``tools`` is mkosi's tools tree, for a look into root file systems."""
-    releases = [Release.parse(read_file(built.release, "release manifest")) for built in (first, second)]
-    packages = [read_file(built.directory / "packages.json", "package manifest") for built in (first, second)]
-    findings = [
-        *compare_packages(packages[0], packages[1]),
-        *compare_ukis(Uki.read(first.uki), Uki.read(second.uki)),
-        *compare_measurements(releases[0], releases[1]),
-    ]
-    roots = [extract_root(built.disk, scratch / f"{name}.erofs") for name, built in
-             (("first", first), ("second", second))]  # fmt: skip
-    if roots[0].read_bytes() != roots[1].read_bytes():
-        trees = [tree(unpack_root(path, path.with_suffix(""), tools=tools)) for path in roots]
-        found = compare_trees(trees[0], trees[1])
-        findings += found or (
+def _artefact(artefacts: Mapping[str, Mapping[str, object]], name: str) -> str:
+    if name not in artefacts:
+        return "absent"
+    return f"{artefacts[name]['size']} bytes, {str(artefacts[name]['sha256'])[:12]}…"
+
+
+def compare(first: Unsigned, second: Unsigned, *, tools: Path, scratch: Path) -> tuple[Finding, ...]:
+    """Every difference between two builds. ``tools`` is mkosi's tools tree, for a look into file systems."""
+    findings = list(compare_manifests(first.build, second.build))
+    # The manifests' hashes are taken at the build; what lies there now is what counts.
+    differ = {
+        name for name in {**first.build.artefacts, **second.build.artefacts}
+        if not _equal(first.directory / name, second.directory / name)
+    }  # fmt: skip
+    if PACKAGES in differ:
+        findings += compare_packages(first.packages.read_bytes(), second.packages.read_bytes())
+    if UKI in differ:
+        findings += compare_ukis(Uki.read(first.uki), Uki.read(second.uki), tools=tools)
+    if ROOT in differ:
+        trees = [
+            tree(unpack_root(build.root, scratch / name, tools=tools))
+            for name, build in (("first", first), ("second", second))
+        ]
+        findings += compare_trees(trees[0], trees[1]) or (
             Finding(code="root.layout", message="the file system differs, no file in it does"),
         )
+    elif VERITY in differ:
+        findings.append(Finding(code="verity", message="the hash trees over equal roots differ"))
+    findings += [
+        Finding(code="file", message=name) for name in sorted(differ - {PACKAGES, UKI, ROOT, VERITY})
+    ]
     return tuple(findings)
 
 
-def extract_root(disk: Path, target: Path) -> Path:
-    """Copy the root partition (erofs) out of a disk image."""
-    begin, size = find_partition(disk, ROOT_TYPE, "root partition")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with disk.open("rb") as source, target.open("wb") as copy:
-        source.seek(begin)
-        copy.write(source.read(size))
-    return target
+def _equal(first: Path, second: Path) -> bool:
+    return first.is_file() and second.is_file() and filecmp.cmp(first, second, shallow=False)
 
 
 def unpack_root(image: Path, target: Path, *, tools: Path) -> Path:
@@ -190,22 +211,34 @@ def unpack_root(image: Path, target: Path, *, tools: Path) -> Path:
         "--preserve",
         image,
     ]
+    target.parent.mkdir(parents=True, exist_ok=True)
     run(command, what="unpacking the root file system", timeout=300)
     return target
 
 
-def second_build(source: Path, first: Built, *, work: Path, keys: Path, log: Path) -> Built:
-    """Build the commit that ``first`` was built from once more, below ``work``, under the other conditions.
-
-    Raises UsageError if the source had changes that are not committed: a clone would not hold them.
-    """
-    release = Release.parse(read_file(first.release, "release manifest"))
-    commit = release.source_commit
+def check_source(source: Path) -> str:
+    """The commit to build twice. Raises UsageError if the source differs from it: no clone would hold that."""
+    commit = source_commit(source)
     if not commit.isalnum() or commit == "unknown":
         raise UsageError(
-            f"{first.release}: built from {commit}, which can't be built again elsewhere",
-            hint="commit the changes and run this again",
+            f"{source}: {commit} can't be built again elsewhere", hint="commit the changes and run this again"
         )
+    return commit
+
+
+def check_unchanged(first: Unsigned, commit: str) -> None:
+    """Raises UsageError if the source was changed while the first build ran: then it isn't that of ``commit``."""
+    if first.build.source_commit != commit:
+        raise UsageError(
+            f"the source was {commit} and became {first.build.source_commit} during the first build",
+            hint="leave it alone while this runs, and run it again",
+        )
+
+
+def second_build(source: Path, first: Unsigned, *, work: Path, keys: Path, log: Path) -> Unsigned:
+    """Build the commit that ``first`` was built from once more, below ``work``, under the other conditions."""
+    build = first.build
+    commit = build.source_commit
     clone = work / "source at another path"
     work.mkdir(parents=True)
     environment = {"TZ": TIME_ZONE, "PYTHONPATH": str(clone)}
@@ -219,11 +252,11 @@ def second_build(source: Path, first: Built, *, work: Path, keys: Path, log: Pat
     command: list[str | Path] = [
         *shell, sys.executable, "-m", "nodeos", "--json", "image", "build",
         "--work", work / "build", "--keys", keys,
-        "--variant", str(release.variant), "--version", release.version,
+        "--variant", str(build.variant), "--version", build.release,
     ]  # fmt: skip
     run(command, what="the second build", cwd=clone, env=environment, timeout=3600, log=log)
-    made = Built.at(work / "build/image" / release.variant)
-    if Release.parse(made.release.read_bytes()).source_commit != commit:
+    made = Unsigned.read(unsigned_directory(work / "build", build.variant))
+    if made.build.source_commit != commit:
         raise ToolError("the second build was not made from the clone", hint=f"see {log}")
     return made
 

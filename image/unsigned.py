@@ -101,8 +101,7 @@ class BuildManifest:
         }
         if unknown := artefacts.keys() - set(ARTEFACTS):
             raise ParseError(f"{what}.artefacts: unknown: {', '.join(sorted(unknown))}")
-        # The list of parts is not made yet: take SBOM out of this line when it is.
-        if missing := set(ARTEFACTS) - {SBOM} - artefacts.keys():
+        if missing := set(ARTEFACTS) - artefacts.keys():
             raise ParseError(f"{what}.artefacts: missing: {', '.join(sorted(missing))}")
         rollback = Rollback.of(fields)
         variant = fields.text("variant", limit=16)

@@ -40,3 +40,9 @@ def fetch(locks: Path, directory: Path) -> Path:
         )  # fmt: skip
     stamp.write_text(key)
     return directory
+
+
+def hashes(directory: Path) -> frozenset[str]:
+    """The SHA-256, in hex, of each file that ``fetch`` left in ``directory``."""
+    files = [path for path in directory.iterdir() if path.suffix in (".whl", ".gz")]
+    return frozenset(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)

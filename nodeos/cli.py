@@ -30,6 +30,7 @@ NOUNS = {
     "flash": ("nodeos.flash.cli", "Write a disk image to a disk or stick, and compare."),
     "image": ("image.cli", "Build, measure and boot the node image."),
     "install": ("nodeos.install.cli", "Install a release to a machine's disk or a disk image."),
+    "installer": ("nodeos.installer.cli", "What runs on a machine started from installation media."),
     "media": ("image.media_cli", "Installation media with a site's signed configuration."),
     "network": ("nodeos.network", "Addresses and firewall of a node, as the network expects them."),
     "node": ("provisioning.cli_node", "Nodes in the registry."),

@@ -35,7 +35,8 @@ def list_(ctx: click.Context, state: str | None, where: Where) -> None:
 
 def _line(item: dict[str, Any]) -> str:
     codes = ", ".join(f["code"] for f in item["findings"])
-    return plain(f"{item['machine'][:16]}  {item['state']:10}  {item['data_center']}  {codes}")
+    state = "locked" if item.get("locked") else item["state"]
+    return plain(f"{item['machine'][:16]}  {state:10}  {item['data_center']}  {codes}")
 
 
 @commands.command()
@@ -146,11 +147,15 @@ def describe(details: dict[str, Any]) -> str:
         f"state     {details['state']} since {when(details['changed_at'])}, in {details['data_center']}",
         f"evidence  {details['evidence'] or 'none that passed'}",
     ]
+    if details["locked"]:
+        lines.append("locked    it asks for its recovery key: see `nodeos node recoveries`")
     tpm = details["tpm"]
     if tpm:
         lines.append(f"TPM       {tpm['manufacturer']} {tpm['model']} {tpm['version']}")
     if details["node_id"]:
         lines.append(f"node id   {details['node_id']}")
+    if details["recovery"]:
+        lines.append(f"recovery  its key is encrypted to the key {details['recovery']['operator_key'][:16]}…")
     attestation = details["attestation"]
     if attestation:
         lines.append(f"attested  {when(attestation['at'])}, release {attestation['release']}")

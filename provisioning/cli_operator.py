@@ -21,18 +21,34 @@ def commands() -> None:
 @click.option("--module", required=True, type=_file, help="The token's PKCS#11 library.")
 @click.option("--token", required=True, help="The token's label.")
 @click.option("--key", required=True, help="The key's label. A key that is there is used, else one is made.")
+@click.option(
+    "--recovery-key",
+    help="The label of the key that nodes' recovery keys are encrypted to; used or made too. "
+    "[default: KEY-recovery]",
+)
 @click.option("--pin-file", type=_file, envvar="NODEOS_PIN_FILE", help="File with the token's PIN.")
 @click.option("--out", required=True, type=_file, help="The identity file to write. It holds no secret.")
 @click.pass_context
 def init(  # noqa: PLR0917
-    ctx: click.Context, module: Path, token: str, key: str, pin_file: Path | None, out: Path
+    ctx: click.Context,
+    module: Path,
+    token: str,
+    key: str,
+    recovery_key: str | None,
+    pin_file: Path | None,
+    out: Path,
 ) -> None:
-    """Make an operator's identity from a key on a token (P-256; it never leaves the token)."""
-    from hsm.identity import TokenIdentity, write_identity
+    """Make an operator's identity from two keys on a token (P-256; they never leave it).
+
+    One signs, and its principal is the operator. The other decrypts what a node needs after its TPM was cleared:
+    if it is lost, so are those nodes' states.
+    """
+    from hsm.identity import RecoveryPart, TokenIdentity, write_identity
     from hsm.pin import read_pin
     from hsm.pkcs11 import open_token
     from nodeos.core.errors import UsageError
     from nodeos.core.principal import Principal
+    from nodeos.core.wire import b64
 
     if out.exists():
         raise UsageError(f"{out} is there already", hint="show it with `nodeos operator show`")
@@ -40,13 +56,26 @@ def init(  # noqa: PLR0917
         labels = {found.label for found in opened.keys()}  # noqa: SIM118
         made = key not in labels
         public_key = opened.generate(key).public_key if made else opened.signer(key).public_key
-    identity = TokenIdentity(module=module.absolute(), token=token, key=key, public_key=public_key)
+        label = recovery_key or f"{key}-recovery"
+        recovery_public = (
+            opened.agreement(label) if label in {*labels, key} else opened.generate(label)
+        ).public_key
+    recovery = RecoveryPart(key=label, public_key=recovery_public)
+    identity = TokenIdentity(
+        module=module.absolute(), token=token, key=key, public_key=public_key, recovery=recovery
+    )
     write_identity(out, identity)
     principal = Principal.self_authenticating(public_key)
     click.echo(f"{'made a new key' if made else 'using the key that is there'}: {key}", err=True)
     emit(
         ctx,
-        {"principal": str(principal), "identity": str(out), "new_key": made},
+        {
+            "principal": str(principal),
+            "identity": str(out),
+            "new_key": made,
+            "recovery_key": b64(recovery_public),
+            "new_recovery_key": label not in {*labels, key},
+        },
         f"operator {principal}, identity {out}",
     )
 
@@ -101,15 +130,21 @@ def allow_erase(  # noqa: PLR0917
 @click.pass_context
 def show(ctx: click.Context, identity: Path, pin_file: Path | None) -> None:
     """Show an identity's principal and public key. A token need not be plugged in."""
-    from hsm.identity import public_key_of
+    from hsm.identity import public_key_of, recovery_key_of
     from hsm.pin import read_pin
+    from nodeos.core.errors import UsageError
     from nodeos.core.principal import Principal
     from nodeos.core.wire import b64
 
     key = public_key_of(identity, lambda: read_pin(pin_file))
     principal = Principal.self_authenticating(key)
+    try:
+        recovery = b64(recovery_key_of(identity, lambda: read_pin(pin_file)))
+    except UsageError:  # an Ed25519 key, or one in a TPM: it signs only
+        recovery = None
     emit(
         ctx,
-        {"principal": str(principal), "public_key": b64(key)},
-        f"operator    {principal}\npublic key  {b64(key)}",
+        {"principal": str(principal), "public_key": b64(key), "recovery_key": recovery},
+        f"operator      {principal}\npublic key    {b64(key)}\nrecovery key  "
+        + (recovery or "none; make one with `nodeos operator init`"),
     )

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from provisioning.client import OperatorClient
+
+if TYPE_CHECKING:
+    from hsm.identity import OperatorKeys
 
 _file = click.Path(path_type=Path, dir_okay=False)
 
@@ -25,6 +28,19 @@ class Where:
     ca: Path
     identity: Path
     pin_file: Path | None
+
+    @contextmanager
+    def operator(self) -> Iterator[tuple[OperatorClient, OperatorKeys]]:
+        """Like ``client``, with the key that decrypts as well."""
+        from hsm.identity import open_operator
+        from hsm.pin import read_pin
+        from nodeos.core.files import read_file
+        from nodeos.core.http import Client
+
+        ca = read_file(self.ca, "registrar's CA").decode("ascii", errors="replace")
+        client = Client(self.registrar, ca=ca)
+        with open_operator(self.identity, lambda: read_pin(self.pin_file)) as keys:
+            yield OperatorClient(client, keys.signer), keys
 
     @contextmanager
     def client(self) -> Iterator[OperatorClient]:

@@ -319,3 +319,42 @@ def audit(ctx: click.Context, directory: Path, machine: str | None, limit: int) 
         )
         or "nothing has happened yet",
     )
+
+
+@commands.command()
+@_directory
+@click.option("--dc", "center", help="Only this data centre's.")
+@click.option(
+    "--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="Newest so many."
+)
+@click.pass_context
+def installations(ctx: click.Context, directory: Path, center: str | None, limit: int) -> None:
+    """Show what installers reported, newest first. REPORTED, NOT PROVEN: anyone can send such a report.
+
+    What a machine really runs shows when it asks to be enrolled.
+    """
+    import json
+    from contextlib import closing
+    from datetime import UTC, datetime
+
+    from nodeos.core.installation import Installation
+    from provisioning.registrar.directory import Directory
+
+    with closing(Directory(directory).open()) as store, store.read() as tx:
+        rows = [(row, Installation.parse(row.document)) for row in tx.installations(center, limit)]
+    emit(
+        ctx,
+        [
+            {"at": row.at, "source": row.source, "proven": False, "reported": json.loads(row.document)}
+            for row, _ in rows
+        ],
+        "\n".join(
+            f"{datetime.fromtimestamp(row.at, UTC):%Y-%m-%d %H:%M:%S}  {told.verdict:9}  {told.data_center}  "
+            f"{told.release}  machine {(told.machine or '-')[:16]}  disk {told.disk or '-'}  from {row.source}"
+            + "".join(f"\n  ✗ {item.code}: {item.message}" for item in told.findings)
+            for row, told in rows
+        )
+        or "nothing was reported yet",
+    )
+    if rows:
+        click.echo("reported by whoever reached the registrar, not proven", err=True)

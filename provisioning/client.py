@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 from hsm.signer import Signer
 from nodeos.core.errors import NodeosError
 from nodeos.core.http import Client
+from nodeos.core.recovery_request import RecoveryAnswer
 from nodeos.core.wire import canonical_json
 from provisioning import operator_auth
 from provisioning.operator_auth import Asked
@@ -63,6 +64,22 @@ class OperatorClient:
     def reject(self, machine: str, reason: str) -> dict[str, Any]:
         path = f"/v1/operator/enrolments/{quote(machine, safe='')}/reject"
         return self._call("POST", path, {"reason": reason})
+
+    def recoveries(self) -> list[dict[str, Any]]:
+        """Requests of locked machines that wait for this operator."""
+        return list(self._call("GET", "/v1/operator/recoveries")["recoveries"])
+
+    def recovery(self, machine: str) -> dict[str, Any]:
+        return self._call("GET", f"/v1/operator/recoveries/{quote(machine, safe='')}")
+
+    def answer_recovery(self, machine: str, answer: RecoveryAnswer) -> dict[str, Any]:
+        path = f"/v1/operator/recoveries/{quote(machine, safe='')}/answer"
+        return self._call("POST", path, answer.to_json())
+
+    @property
+    def registrar(self) -> str:
+        """The registrar's id (see ``operator_auth``)."""
+        return self._registrar
 
     def nodes(self) -> list[dict[str, Any]]:
         return list(self._pages("/v1/operator/nodes", "nodes", {}))

@@ -10,6 +10,7 @@ import click
 
 from nodeos.agent.config import Config
 from nodeos.cli import emit
+from nodeos.core.recovery import RecoveryKey
 
 _DEFAULTS = Config()
 F = TypeVar("F", bound=Callable[..., Any])
@@ -67,6 +68,8 @@ def run(**options: Any) -> None:
         read_header=volume.cryptsetup_header,
         reload_network=site.reload_networkd,
         collect_fingerprint=_collect_fingerprint,
+        locked_volume=_LockedVolume(),
+        reboot=_reboot,
     )
     with Stop() as stop:
         try:
@@ -85,6 +88,21 @@ def status(ctx: click.Context, status: Path) -> None:
 
     value = dict(parse_json(read_file(status, "agent status", limit=1 << 20), status.name).items())
     emit(ctx, value, f"{value.get('step')}: {value.get('message')}")
+
+
+class _LockedVolume:
+    """The state volume of this machine. It stays closed: once it is sealed anew, the next boot opens it."""
+
+    def recover(self, device: str, key: RecoveryKey) -> None:
+        from nodeos.state.recovery import recover
+
+        recover(device, key)
+
+
+def _reboot() -> None:
+    from nodeos.core.run import run
+
+    run(["systemctl", "reboot"], what="restart the machine")
 
 
 def _open_tpm(tcti: str) -> Any:

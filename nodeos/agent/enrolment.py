@@ -110,7 +110,7 @@ class Enrolment:
         with self.stop.interruptible():
             challenge = self.registrar.challenge(self.machine.request)
         with self.open_tpm() as tpm:
-            session = Session(name=challenge.session, secret=_activate(tpm, challenge))
+            session = Session(name=challenge.session, secret=activate(tpm, challenge))
             if evidence.is_incomplete(self.config.userspace_log):
                 self.console.tell(STEP, "systemd's measurement log is marked as incomplete")
             proof = evidence.gather(
@@ -250,7 +250,7 @@ class Enrolment:
             write_atomic(path, data)
 
 
-def _activate(tpm: TpmDevice, challenge: Challenge) -> bytes:
+def activate(tpm: TpmDevice, challenge: Challenge) -> bytes:
     """The secret in the challenge. If it is for another TPM, that is the registrar's mistake, not ours."""
     from hsm.errors import TpmCredentialError
 

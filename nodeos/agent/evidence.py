@@ -50,14 +50,21 @@ def read_release(path: Path) -> str:
 
 
 def make_statement(
-    config: Config, *, keys: NodeKeys, volume: StateVolume, memory_encryption: str, fingerprint: bytes,
+    config: Config,
+    *,
+    keys: NodeKeys,
+    volume: StateVolume,
+    recovery: bytes,
+    memory_encryption: str,
+    fingerprint: bytes,
     update: UpdateStatus | None = None,
-) -> Statement:  # fmt: skip
+) -> Statement:
     return Statement(
         boot_id=boot_id(),
         release=read_release(config.os_release),
         keys=keys,
         volume=volume,
+        recovery=recovery,
         memory_encryption=memory_encryption,
         fingerprint=fingerprint,
         update=update,

@@ -1,4 +1,4 @@
-"""The registrar as the agent sees it: the protocol's three calls, and its failures told apart.
+"""The registrar as the agent sees it: the protocols' calls, and its failures told apart.
 
 UnreachableError: nobody answered. RefusedError: a policy said no. RegistrarError: it answered, but with
 something that is no use. The last says nothing about this machine, so the agent goes on and asks again.
@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from nodeos.core.errors import NodeosError, RefusedError, UnreachableError
 from nodeos.core.protocol import Challenge, Evidence, Outcome, Poll, Request
+from nodeos.core.recovery_request import LockedEvidence, RecoveryOutcome
 
 T = TypeVar("T")
 
@@ -40,6 +41,12 @@ class Registrar:
 
     def poll(self, machine: str, poll: Poll) -> Outcome:
         return self._ask(f"/v1/enrolments/{machine}/status", poll.to_bytes(), Outcome.parse)
+
+    def recovery(self, machine: str, evidence: LockedEvidence) -> RecoveryOutcome:
+        return self._ask(f"/v1/enrolments/{machine}/recovery", evidence.to_bytes(), RecoveryOutcome.parse)
+
+    def recovery_poll(self, machine: str, poll: Poll) -> RecoveryOutcome:
+        return self._ask(f"/v1/enrolments/{machine}/recovery/status", poll.to_bytes(), RecoveryOutcome.parse)
 
     def _ask(self, path: str, body: bytes, parse: Callable[[bytes], T]) -> T:
         with _as_registrar_error():

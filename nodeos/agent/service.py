@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nodeos.agent import evidence, identity, memory, site, volume
+from nodeos.agent import evidence, identity, memory, recovery, site, volume
 from nodeos.agent.config import Config
 from nodeos.agent.console import Console
 from nodeos.agent.device import OpenTpm, TpmDevice
@@ -40,12 +40,17 @@ class Parts:
     read_header: volume.ReadHeader
     reload_network: Callable[[], None]
     collect_fingerprint: CollectFingerprint
+    locked_volume: recovery.Volume
+    reboot: Callable[[], None]
 
 
 def run_agent(config: Config, parts: Parts, console: Console, stop: Stop) -> None:
     """Runs until StopRequested comes. Raises NodeosError for what needs a person at this machine."""
     try:
         with told_system_errors(), only_agent(config.state):
+            if recovery.read_report(config.volume_report).locked:
+                prepare_recovery(config, parts, console, stop).keep_asking()
+                return
             enrolment = prepare(config, parts, console, stop)
             enrolment.keep_attested(config.period)
     except NodeosError as error:
@@ -76,14 +81,11 @@ def prepare(config: Config, parts: Parts, console: Console, stop: Stop) -> Enrol
     console.know(boot_id=evidence.boot_id())
     signed, settings = check_site(config, console)
     with parts.open_tpm() as tpm:
-        if site.measure_site(tpm, signed):
-            console.tell("site", f"measured into PCR {PCR}")
-        if settings.network is not None:
-            site.apply_network(settings.network, config.network_directory, parts.reload_network)
-            console.tell("network", f"static addresses: {', '.join(settings.network.addresses)}")
+        apply_site(config, parts, console, tpm, (signed, settings))
         machine = identify(config, tpm, console, signed)
         record = load_record(config.node_record, machine)
         protection = volume.read_volume(config.volume_report, parts.read_header)
+        blob = recovery.read_blob(recovery.read_report(config.volume_report).device, parts.read_header)
         console.tell("volume", f"state partition {protection.luks_uuid} is bound to the TPM")
         console.tell("fingerprint", "taking the inventory and measuring (a few seconds)")
         with stop.interruptible():
@@ -92,6 +94,7 @@ def prepare(config: Config, parts: Parts, console: Console, stop: Stop) -> Enrol
         config,
         keys=machine.keys,
         volume=protection,
+        recovery=blob.to_bytes(),
         memory_encryption=memory.memory_encryption(),
         fingerprint=fingerprint,
         update=update_status(config),
@@ -109,6 +112,46 @@ def prepare(config: Config, parts: Parts, console: Console, stop: Stop) -> Enrol
         statement=statement.to_bytes(),
         record=record,
     )
+
+
+def prepare_recovery(config: Config, parts: Parts, console: Console, stop: Stop) -> recovery.Recovery:
+    """All steps of a locked boot before the registrar is asked. No keys are made or looked for."""
+    console.know(boot_id=evidence.boot_id(), state="locked")
+    signed, settings = check_site(config, console)
+    report = recovery.read_report(config.volume_report)
+    with parts.open_tpm() as tpm:
+        apply_site(config, parts, console, tpm, (signed, settings))
+        request = recovery.prepare_request(tpm, signed)
+        console.know(machine=request.machine)
+        blob = recovery.read_blob(report.device, parts.read_header)
+        recovery.check_own(report, blob)
+        console.tell("volume", f"state partition {report.luks_uuid} is locked: {report.reason}")
+        with stop.interruptible():
+            fingerprint = parts.collect_fingerprint(tpm, request.machine)
+    client = Client(settings.registrar_url, ca=settings.registrar_ca)
+    return recovery.Recovery(
+        config=config,
+        open_tpm=parts.open_tpm,
+        registrar=Registrar(client),
+        console=console,
+        stop=stop,
+        settings=settings,
+        locked=recovery.Locked(request=request, report=report, blob=blob, fingerprint=fingerprint),
+        volume=parts.locked_volume,
+        reboot=parts.reboot,
+    )
+
+
+def apply_site(
+    config: Config, parts: Parts, console: Console, tpm: TpmDevice, checked: tuple[SignedSite, SiteConfig]
+) -> None:
+    """Measure the site's document, then use its network."""
+    signed, settings = checked
+    if site.measure_site(tpm, signed):
+        console.tell("site", f"measured into PCR {PCR}")
+    if settings.network is not None:
+        site.apply_network(settings.network, config.network_directory, parts.reload_network)
+        console.tell("network", f"static addresses: {', '.join(settings.network.addresses)}")
 
 
 def update_status(config: Config) -> UpdateStatus | None:
@@ -153,11 +196,14 @@ def load_record(path: Path, machine: Machine) -> NodeRecord | None:
         raise NodeosError(
             f"node record {path}: {error.message}", hint="remove it: the registrar sends it again"
         ) from error
-    if record.keys != machine.keys or record.machine != machine.id:
+    if record.keys != machine.keys:
         raise NodeosError(
             f"node record {path}: belongs to the node {record.node_id} on the machine {record.machine}",
-            hint="the state partition comes from another machine, or the TPM was exchanged: enrol anew",
+            hint="the state partition comes from another machine: enrol anew",
         )
+    if record.machine != machine.id:
+        # Our own keys with another TPM: the state was recovered. The registrar says whether that holds.
+        return None
     return record
 
 

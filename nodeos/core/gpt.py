@@ -190,7 +190,8 @@ def _try(read_at: ReadAt, place: int, size: int, sector: int) -> tuple[tuple[Tab
 
 
 def _read(read_at: ReadAt, place: int, size: int, sector: int) -> tuple[Table, int]:
-    data = read_at(place * sector, sector)
+    # A header can name any place: nothing outside of the disk is asked for.
+    data = read_at(place * sector, sector) if 0 < place < size // sector else b""
     if len(data) < sector or data[:8] != _MAGIC:
         raise UsageError("there is none")
     (_, revision, length, crc, _, mine, other, first, last, disk, entries_at, count, each, entries_crc) = (
@@ -207,7 +208,7 @@ def _read(read_at: ReadAt, place: int, size: int, sector: int) -> tuple[Table, i
     top = max(mine, other)
     if (top + 1) * sector > size or not 1 <= first <= last < top:
         raise UsageError("it is for a larger disk")
-    entries = read_at(entries_at * sector, count * each)
+    entries = read_at(entries_at * sector, count * each) if entries_at < top else b""
     if len(entries) < count * each or zlib.crc32(entries) != entries_crc:
         raise UsageError("its entries' checksum is wrong")
     partitions = tuple(_partitions(entries, sector))

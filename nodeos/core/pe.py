@@ -31,6 +31,7 @@ class Section:
     size: int
     address: int
     virtual_size: int
+    characteristics: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,12 +112,14 @@ def parse(data: bytes, what: str = "image") -> Layout:
 
 
 def _section(data: bytes, offset: int, what: str) -> Section:
-    name, virtual_size, address, size, start, *_ = SECTION.unpack_from(data, offset)
+    name, virtual_size, address, size, start, *_, flags = SECTION.unpack_from(data, offset)
     try:
         text = name.rstrip(b"\0").decode("ascii")
     except UnicodeDecodeError as error:
         raise UsageError(f"{what}: not a PE image: the section name {name!r} is no ASCII") from error
-    return Section(name=text, offset=start, size=size, address=address, virtual_size=virtual_size)
+    return Section(
+        name=text, offset=start, size=size, address=address, virtual_size=virtual_size, characteristics=flags
+    )
 
 
 def section_contents(data: bytes, what: str = "image") -> dict[str, bytes]:

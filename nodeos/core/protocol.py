@@ -289,7 +289,8 @@ class UpdateStatus:
 class Statement:
     """All that a node states about itself in one boot; its bytes are bound into the quote.
 
-    ``boot_id`` is the kernel's random boot id, ``release`` the version in os-release (a claim until the
+    ``recovery`` is the RecoveryBlob in the header of the state volume, in its canonical bytes: the registrar keeps
+    it. ``boot_id`` is the kernel's random boot id, ``release`` the version in os-release (a claim until the
     measurements prove it), ``fingerprint`` the canonical CBOR of the report, ``memory_encryption`` what the
     running system sees ("active", "absent", "unknown").
     """
@@ -298,6 +299,7 @@ class Statement:
     release: str
     keys: NodeKeys
     volume: StateVolume
+    recovery: bytes
     memory_encryption: str
     fingerprint: bytes
     update: UpdateStatus | None = None
@@ -309,6 +311,7 @@ class Statement:
             "release": self.release,
             "keys": self.keys.to_json(),
             "volume": self.volume.to_json(),
+            "recovery": b64(self.recovery),
             "memory_encryption": self.memory_encryption,
             "fingerprint": b64(self.fingerprint),
         }
@@ -325,6 +328,7 @@ class Statement:
             release=fields.text("release", limit=64),
             keys=NodeKeys.parse(fields.nested("keys")),
             volume=StateVolume.parse(fields.nested("volume")),
+            recovery=fields.data("recovery", limit=1 << 13),
             memory_encryption=fields.text("memory_encryption", limit=16),
             fingerprint=fields.data("fingerprint", limit=8192),
             update=UpdateStatus.parse(fields.nested("update")) if fields.has("update") else None,

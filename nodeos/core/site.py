@@ -47,6 +47,8 @@ class SiteConfig:
     operator_key: bytes
     node_reward_type: str
     network: Network | None = None
+    install_disk: str | None = None
+    """The serial of the disk that is installed on; None for the largest empty one."""
 
     def to_bytes(self) -> bytes:
         network = self.network
@@ -65,6 +67,7 @@ class SiteConfig:
                     "gateways": list(network.gateways),
                     "dns": list(network.dns),
                 },
+                **({} if self.install_disk is None else {"install_disk": self.install_disk}),
             }
         )
 
@@ -91,6 +94,7 @@ class SiteConfig:
             operator_key=_operator_key(fields, what),
             node_reward_type=fields.text("node_reward_type", limit=16),
             network=network,
+            install_disk=fields.text("install_disk", limit=128) if fields.has("install_disk") else None,
         )
         registrar.done()
         fields.done()

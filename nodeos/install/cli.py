@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from nodeos.core.errors import UsageError
 
 if TYPE_CHECKING:
     from nodeos.core.site import SiteConfig
+    from nodeos.install.permission import Permission
     from nodeos.install.survey import Survey
     from nodeos.install.target import Disk
 
@@ -132,7 +132,7 @@ def _bytes(text: str) -> int:
 
 def _permission(
     disk: Disk, found: Survey, token: Path | None, challenge: Path | None, config: SiteConfig | None
-) -> Callable[[], None] | None:
+) -> Permission | None:
     """How the disk may be erased. Raises RefusedError, with a challenge, for data without a token."""
     from nodeos.core.erase import EraseToken
     from nodeos.core.files import read_file
@@ -153,8 +153,7 @@ def _permission(
         )
         raise refusal(disk, found.contents, hint=hint)
     parsed = EraseToken.parse(read_file(token, "the erase token", limit=1 << 14), str(token))
-    operator = config.operator
-    return lambda: permission.use(place, parsed, disk.identity, operator=operator, now=int(time.time()))
+    return permission.Permission(token=parsed, place=place, operator=config.operator, now=int(time.time()))
 
 
 def _what(disk: Disk, found: Survey) -> list[str]:

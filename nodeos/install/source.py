@@ -7,14 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsm.keys import verify_release
 from nodeos.core import layout
-from nodeos.core.errors import Finding, NodeosError, RefusedError, UsageError
+from nodeos.core.errors import Finding, RefusedError, UsageError
 from nodeos.core.files import read_file
-from nodeos.core.release import Artefact
-from nodeos.core.wire import Fields, parse_json
+from nodeos.core.release import Artefact, Release, check_signature
 
-DOMAIN = b"nodeos-release-v1\0"
 _CHUNK = 4 << 20
 # What an installation needs of a release, and the room that the layout has for it.
 NEEDED: dict[str, int] = {
@@ -25,15 +22,23 @@ NEEDED: dict[str, int] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A release whose manifest is signed by a trusted key. ``digest`` is the manifest's SHA-256, ``epoch`` the
-    time that its files are given (seconds since 1970)."""
+    """A release whose manifest is signed by a trusted key. ``digest`` is the manifest's SHA-256."""
 
     directory: Path
-    version: str
-    root_hash: bytes
-    artefacts: Mapping[str, Artefact]
-    epoch: int
+    release: Release
     digest: bytes
+
+    @property
+    def version(self) -> str:
+        return self.release.version
+
+    @property
+    def root_hash(self) -> bytes:
+        return self.release.root_hash
+
+    @property
+    def artefacts(self) -> Mapping[str, Artefact]:
+        return self.release.artefacts
 
     def read(self, name: str) -> bytes:
         """A file of the release, checked. Raises RefusedError if it isn't what the manifest says."""
@@ -70,69 +75,16 @@ def read_release(directory: Path, trusted: Sequence[bytes]) -> Source:
     """
     path = directory / "release.json"
     manifest = read_file(path, "the release manifest", limit=1 << 20)
-    signature = directory / "release.sig"
-    _check_signature(
-        manifest, read_file(signature, "the release's signature", limit=1 << 16), trusted, signature
-    )
-    fields = parse_json(manifest, str(path))
-    fields.integer("version", low=2, high=2)
-    source = Source(
-        directory=directory,
-        version=fields.text("release", limit=64),
-        root_hash=fields.hexadecimal("root_hash", length=32),
-        artefacts={
-            name: _artefact(item, f"{path}.artefacts.{name}")
-            for name, item in fields.nested("artefacts").items()
-        },
-        epoch=fields.integer("source_date_epoch", high=1 << 40),
-        digest=hashlib.sha256(manifest).digest(),
-    )
-    layout.check_version(source.version)
+    signature = read_file(directory / "release.sig", "the release's signature", limit=1 << 16)
+    release = check_signature(manifest, signature, trusted)
+    layout.check_version(release.version)
     for name, room in NEEDED.items():
-        if name not in source.artefacts:
+        if name not in release.artefacts:
             raise UsageError(f"{path} does not know {name}", hint="name the folder of a signed release")
-        if source.artefacts[name].size > room:
-            raise UsageError(
-                f"{path}.artefacts.{name}: {source.artefacts[name].size} bytes, there is room for {room}"
-            )
-    return source
-
-
-def _check_signature(manifest: bytes, data: bytes, trusted: Sequence[bytes], path: Path) -> None:
-    fields = parse_json(data, str(path))
-    fields.integer("version", low=1, high=1)
-    signatures = fields.list_of("signatures", _signature)
-    fields.done()
-    for public_key in trusted:
-        name = hashlib.sha256(public_key).digest()
-        for key, signature in signatures:
-            if key != name:
-                continue
-            try:
-                verify_release(public_key, DOMAIN + manifest, signature)
-            except NodeosError:
-                continue
-            return
-    raise RefusedError(
-        f"{path.parent} is no release that may be installed",
-        (Finding(code="release.signature", message="no trusted release key signed its manifest"),),
-        hint="get the release again, or name its own key with --release-key",
-    )
-
-
-def _signature(item: object, path: str) -> tuple[bytes, bytes]:
-    fields = Fields(item, path)
-    key, signature = fields.hexadecimal("key", length=32), fields.data("signature", limit=1024)
-    fields.text("algorithm", limit=32)
-    fields.done()
-    return key, signature
-
-
-def _artefact(item: object, path: str) -> Artefact:
-    fields = Fields(item, path)
-    artefact = Artefact(size=fields.integer("size"), sha256=fields.hexadecimal("sha256", length=32))
-    fields.done()
-    return artefact
+        size = release.artefacts[name].size
+        if size > room:
+            raise UsageError(f"{path}.artefacts.{name}: {size} bytes, there is room for {room}")
+    return Source(directory=directory, release=release, digest=hashlib.sha256(manifest).digest())
 
 
 def _chunks(path: Path, size: int) -> Iterator[bytes]:

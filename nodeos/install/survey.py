@@ -19,6 +19,10 @@ from nodeos.install.source import Source
 from nodeos.install.target import Disk
 
 _MAGIC = b"NODEOS\x01I"
+_USED = b"NODEOS\x01E"
+NO_TOKEN = bytes(32)
+# Where an installed disk says with which token it was erased: in its first MiB, which nothing else uses there.
+USED_TOKEN = MIB - 4096
 _HEAD = 128 << 10  # enough for NEEDED, in whole sectors
 
 
@@ -32,39 +36,46 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """``contents`` are lines for people; ``disk_uuid`` is that of the unfinished installation."""
+    """``contents`` are lines for people; ``marker`` is that of the unfinished installation, ``used`` the digest of
+    the erase token that this disk was last erased with."""
 
     state: State
     contents: tuple[str, ...]
-    disk_uuid: uuid.UUID | None = None
+    used: bytes
+    marker: Marker | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marker:
     """What sector 0 holds while an installation is not finished: the digest of what is being installed. The
-    protective MBR takes its place as the very last write, so a disk has the one or the other."""
+    protective MBR takes its place as the very last write, so a disk has the one or the other. ``token`` is the
+    digest of the erase token that was used, or NO_TOKEN."""
 
     plan: bytes
     disk_uuid: uuid.UUID
+    token: bytes
 
     @classmethod
-    def of(cls, source: Source, site: SignedSite | None, target: Target, disk_uuid: uuid.UUID) -> Marker:
+    def of(
+        cls, source: Source, site: SignedSite | None, target: Target, *, disk_uuid: uuid.UUID, token: bytes
+    ) -> Marker:
         what = {
             "release": source.digest.hex(), "site": site.digest.hex() if site is not None else None,
             "size": target.size, "sector": target.sector, "disk": str(disk_uuid),
         }  # fmt: skip
-        return cls(plan=hashlib.sha256(canonical_json(what)).digest(), disk_uuid=disk_uuid)
+        plan = hashlib.sha256(canonical_json(what)).digest()
+        return cls(plan=plan, disk_uuid=disk_uuid, token=token)
 
     def to_bytes(self) -> bytes:
-        data = _MAGIC + self.plan + self.disk_uuid.bytes
+        data = _MAGIC + self.plan + self.disk_uuid.bytes + self.token
         return data + hashlib.sha256(data).digest()
 
     @classmethod
     def parse(cls, data: bytes) -> Marker | None:
         """None if it is none, or was not written whole."""
-        if data[:8] != _MAGIC or data[56:88] != hashlib.sha256(data[:56]).digest():
+        if data[:8] != _MAGIC or data[88:120] != hashlib.sha256(data[:88]).digest():
             return None
-        return cls(plan=data[8:40], disk_uuid=uuid.UUID(bytes=data[40:56]))
+        return cls(plan=data[8:40], disk_uuid=uuid.UUID(bytes=data[40:56]), token=data[56:88])
 
 
 def survey(source: Source, disk: Disk, site: SignedSite | None) -> Survey:
@@ -73,11 +84,12 @@ def survey(source: Source, disk: Disk, site: SignedSite | None) -> Survey:
     head, tail = get(target, 0, MIB), get(target, target.size - MIB, MIB)
     marker = Marker.parse(head)
     if marker is not None:
-        if Marker.of(source, site, target, marker.disk_uuid) == marker:
+        if Marker.of(source, site, target, disk_uuid=marker.disk_uuid, token=marker.token) == marker:
             told = f"{disk.path}: this installation, unfinished"
-            return Survey(state=State.UNFINISHED, contents=(told,), disk_uuid=marker.disk_uuid)
+            return Survey(state=State.UNFINISHED, contents=(told,), used=marker.token, marker=marker)
         told = f"{disk.path}: an unfinished installation of something else, or of another size"
-        return Survey(state=State.DATA, contents=(told,))
+        return Survey(state=State.DATA, contents=(told,), used=marker.token)
+    used = head[USED_TOKEN + 8 : USED_TOKEN + 40] if head[USED_TOKEN:].startswith(_USED) else NO_TOKEN
     # Where a planned partition would begin is looked at too: a wiped table does not make data worthless.
     table = plan(source, target, uuid.UUID(int=0))
     starts = {part.start: (f"at {size_text(part.start)}", part.size) for part in table.partitions}
@@ -88,11 +100,17 @@ def survey(source: Source, disk: Disk, site: SignedSite | None) -> Survey:
         if kinds:
             found.append(f"  {name}: {', '.join(kinds)}, {size_text(size)}")
     if not (any(head) or any(tail) or disk.partitions or found):
-        return Survey(state=State.BLANK, contents=(f"{disk.path}: empty",))
+        return Survey(state=State.BLANK, contents=(f"{disk.path}: empty",), used=NO_TOKEN)
     kinds = signatures(head[:NEEDED]) or (("data in its first MiB",) if any(head) else ())
     kinds += ("data in its last MiB",) if any(tail) else ()
     whole = f"{disk.path}: {', '.join(kinds) or 'no partition table'}"
-    return Survey(state=State.DATA, contents=(whole, *found))
+    return Survey(state=State.DATA, contents=(whole, *found), used=used)
+
+
+def token_record(token: bytes) -> bytes:
+    """What is at USED_TOKEN: nothing if the disk was empty. It makes a token good once, whoever keeps a copy of
+    it and of its challenge: the disk that it is for knows it."""
+    return (_USED + token if token != NO_TOKEN else b"").ljust(4096, b"\0")
 
 
 def plan(source: Source, target: Target, disk_uuid: uuid.UUID) -> Table:

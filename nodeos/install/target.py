@@ -119,14 +119,8 @@ class FileTarget:
             offset, data = offset + done, data[done:]
 
     def zero(self, offset: int, length: int) -> None:
-        try:
-            if os.lseek(self._descriptor, offset, os.SEEK_DATA) >= offset + length:
-                return
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # no data from here to the end
-                return
-            raise
-        self.write(offset, memoryview(bytes(length)))
+        if not self._hole(offset, length):
+            self.write(offset, memoryview(bytes(length)))
 
     def sync(self) -> None:
         os.fsync(self._descriptor)
@@ -136,9 +130,21 @@ class FileTarget:
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def read(self, offset: int, into: memoryview) -> None:
+        if self._hole(offset, len(into)):
+            into[:] = bytes(len(into))
+            return
         done = 0
         while done < len(into):
             count = os.preadv(self._descriptor, [into[done:]], offset + done)
             if not count:
                 raise OSError(errno.EIO, f"{done} bytes instead of {len(into)}")
             done += count
+
+    def _hole(self, offset: int, length: int) -> bool:
+        """True if the file system has nothing there, which reads as zeros."""
+        try:
+            return os.lseek(self._descriptor, offset, os.SEEK_DATA) >= offset + length
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no data from here to the end
+                return offset + length <= self.size
+            raise

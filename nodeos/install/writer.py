@@ -12,9 +12,11 @@ this installation, and what verifies already is not written again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import mmap
+import os
 import tempfile
 import time
 import uuid
@@ -30,8 +32,9 @@ from nodeos.core.gpt import MIB, Partition, Table
 from nodeos.core.site import SignedSite
 from nodeos.flash.writer import CHUNK, Report, Target
 from nodeos.install import esp
+from nodeos.install.permission import Permission
 from nodeos.install.source import Source
-from nodeos.install.survey import Marker, State, get, plan, survey
+from nodeos.install.survey import USED_TOKEN, Marker, State, Survey, get, plan, survey, token_record
 from nodeos.install.target import Disk
 
 _SYNC_EVERY = 16  # chunks: so that the progress shown is the disk's and not the memory's
@@ -90,10 +93,10 @@ class Outcome:
 
 def install(
     source: Source, disk: Disk, *, site: SignedSite | None, progress: Report,
-    permission: Callable[[], None] | None = None, disk_uuid: uuid.UUID | None = None,
+    permission: Permission | None = None, disk_uuid: uuid.UUID | None = None,
 ) -> Outcome:  # fmt: skip
-    """Install ``source`` to ``disk``. A disk with data is refused unless ``permission``, which is called once and
-    before the first write, returns; it raises RefusedError if there is none.
+    """Install ``source`` to ``disk``. A disk with data is refused unless ``permission`` is there and holds: it is
+    used up before the first write.
 
     Raises RefusedError for a damaged release, with nothing written; NodeosError when the disk fails. ``disk_uuid``
     is random if not given; an unfinished installation keeps its own.
@@ -102,18 +105,19 @@ def install(
     found = survey(source, disk, site)
     source.check_files(progress)
     target = disk.target
-    identity = found.disk_uuid or disk_uuid or uuid.uuid4()
+    identity = found.marker.disk_uuid if found.marker else disk_uuid or uuid.uuid4()
     table = plan(source, target, identity)
     with tempfile.TemporaryDirectory(prefix="nodeos-install-") as scratch:
         pieces = _pieces(source, site, table, Path(scratch) / "esp")
+        token = found.used
         if found.state is State.DATA:
-            _allow(disk, found.contents, permission)
+            token = _allow(disk, found, permission)
         with _told(disk, "writing"):
             resumed = found.state is State.UNFINISHED
             # With the backup in place all before it was done: the state partition is not touched any more.
             committed = resumed and get(target, table.backup_offset, len(table.backup())) == table.backup()
             if not committed:
-                _begin(target, Marker.of(source, site, target, identity))
+                _begin(target, Marker.of(source, site, target, disk_uuid=identity, token=token))
                 _blank(target, table)
             written = _write(target, pieces, progress, compare=resumed)
         with _told(disk, "reading back"):
@@ -130,10 +134,11 @@ def install(
     )  # fmt: skip
 
 
-def _allow(disk: Disk, contents: tuple[str, ...], permission: Callable[[], None] | None) -> None:
+def _allow(disk: Disk, found: Survey, permission: Permission | None) -> bytes:
+    """The digest of the token that is used up now."""
     if permission is None:
-        raise refusal(disk, contents, hint="it needs the operator's permission (an erase token)")
-    permission()
+        raise refusal(disk, found.contents, hint="it needs the operator's permission (an erase token)")
+    return permission.use(disk.identity, found.used)
 
 
 def refusal(disk: Disk, contents: tuple[str, ...], *, hint: str) -> RefusedError:
@@ -160,7 +165,7 @@ def _pieces(source: Source, site: SignedSite | None, table: Table, scratch: Path
         esp.files(source, site),
         sector=table.sector,
         volume_id=part.uuid.int >> 96,
-        epoch=source.epoch,
+        epoch=source.release.source_date_epoch,
     )
     length, sha256 = _trimmed(scratch)
     slot, _ = layout.slots(table)
@@ -176,8 +181,9 @@ def _pieces(source: Source, site: SignedSite | None, table: Table, scratch: Path
 def _trimmed(path: Path) -> tuple[int, bytes]:
     """How long a file is without the zero chunks at its end, and the SHA-256 of that."""
     length, digest, waiting = 0, hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while data := file.read(CHUNK):
+    with path.open("rb", buffering=0) as file:
+        end = _data_end(file.fileno())
+        while length + waiting < end and (data := file.read(CHUNK)):
             if data == _ZEROS[: len(data)]:
                 waiting += len(data)
                 continue
@@ -188,11 +194,25 @@ def _trimmed(path: Path) -> tuple[int, bytes]:
     return length, digest.digest()
 
 
+def _data_end(descriptor: int) -> int:
+    """Where a sparse file's last data ends: what is behind it need not be read."""
+    end = 0
+    while True:
+        try:
+            end = os.lseek(descriptor, os.lseek(descriptor, end, os.SEEK_DATA), os.SEEK_HOLE)
+        except OSError as error:
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            if error.errno == errno.ENXIO:  # there is no more
+                return end
+            raise
+
+
 def _begin(target: Target, marker: Marker) -> None:
     """From the first write on the disk boots nothing, and says why."""
     _put(target, 0, marker.to_bytes().ljust(target.sector, b"\0"))
     target.sync()
     target.zero(target.sector, MIB - target.sector)
+    _put(target, USED_TOKEN, token_record(marker.token))
     target.zero(target.size - MIB, MIB)
     target.sync()
 

@@ -77,7 +77,9 @@ def parse(metadata: bytes, uuid: str, device: str, *, known: Collection[bytes] |
     found: list[Finding] = []
     try:
         value = json.loads(metadata)
-        parts = {name: dict(value[name]) for name in ("keyslots", "tokens", "segments", "digests", "config")}
+        parts = {name: value[name] for name in ("keyslots", "tokens", "segments", "digests", "config")}
+        if not all(isinstance(part, dict) for part in parts.values()):
+            raise TypeError("a part is no object")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         found.append(_finding("form", "it is not the JSON of a LUKS2 header"))
         raise _refused(device, found) from error

@@ -20,11 +20,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nodeos import __version__
+from nodeos.core import installation
 from nodeos.core.errors import NodeosError, RefusedError, UsageError
 from nodeos.core.wire import canonical_json
 from provisioning.operator_auth import Caller
+from provisioning.registrar.installations import Installations
 from provisioning.registrar.lookups import ConflictError, NotFoundError
 from provisioning.registrar.operators import Operators
+from provisioning.registrar.recoveries import Recoveries
 from provisioning.registrar.service import Service
 from provisioning.registrar.store import BusyError
 
@@ -89,7 +92,8 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
 
 def make_app(service: Service) -> Starlette:
     """The application; closing its lifespan ends threads and store."""
-    operators = Operators(service)
+    operators, recoveries = Operators(service), Recoveries(service)
+    installations = Installations(service.store, service.clock)
     machines_pool, operators_pool = Pool("machine"), Pool("operator")
     seconds = service.settings.request_seconds
 
@@ -112,11 +116,29 @@ def make_app(service: Service) -> Starlette:
         outcome = await machines_pool.run(lambda: service.evidence(machine, body))
         return Response(outcome.to_bytes(), media_type="application/json")
 
+    async def recovery(request: Request) -> Response:
+        body = await read_body(request, BODY_LIMIT, seconds)
+        machine = request.path_params["machine"]
+        outcome = await machines_pool.run(lambda: recoveries.evidence(machine, body))
+        return Response(outcome.to_bytes(), media_type="application/json")
+
+    async def recovery_status(request: Request) -> Response:
+        body = await read_body(request, BODY_LIMIT, seconds)
+        machine = request.path_params["machine"]
+        outcome = await machines_pool.run(lambda: recoveries.poll(machine, body))
+        return Response(outcome.to_bytes(), media_type="application/json")
+
     async def status(request: Request) -> Response:
         body = await read_body(request, BODY_LIMIT, seconds)
         machine = request.path_params["machine"]
         outcome = await machines_pool.run(lambda: service.poll(machine, body))
         return Response(outcome.to_bytes(), media_type="application/json")
+
+    async def installed(request: Request) -> Response:
+        body = await read_body(request, installation.LIMIT, seconds)
+        source = request.client.host if request.client is not None else ""
+        await machines_pool.run(lambda: installations.take(body, source))
+        return _json({"kept": True})
 
     def operator(
         answer: Callable[[Caller, Request, bytes], dict[str, Any]],
@@ -141,9 +163,23 @@ def make_app(service: Service) -> Starlette:
 
     routes = [
         Route("/v1/health", health, methods=["GET"]),
+        Route(installation.PATH, installed, methods=["POST"]),
         Route("/v1/enrolments", enrol, methods=["POST"]),
         Route("/v1/enrolments/{machine}/evidence", evidence, methods=["POST"]),
         Route("/v1/enrolments/{machine}/status", status, methods=["POST"]),
+        Route("/v1/enrolments/{machine}/recovery", recovery, methods=["POST"]),
+        Route("/v1/enrolments/{machine}/recovery/status", recovery_status, methods=["POST"]),
+        Route("/v1/operator/recoveries", operator(lambda c, _, __: recoveries.listed(c)), methods=["GET"]),
+        Route(
+            "/v1/operator/recoveries/{machine}",
+            operator(lambda c, r, _: recoveries.details(c, machine_of(r))),
+            methods=["GET"],
+        ),
+        Route(
+            "/v1/operator/recoveries/{machine}/answer",
+            operator(lambda c, r, body: recoveries.answer(c, machine_of(r), body)),
+            methods=["POST"],
+        ),
         Route(
             "/v1/operator/enrolments",
             operator(lambda c, r, _: operators.enrolments(c, query(r, "state") or None, query(r, "after"))),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -19,8 +20,11 @@ from nodeos.core.protocol import (
     Outcome,
     Request,
 )
-from nodeos.core.wire import parse_finding, parse_json
-from provisioning.registrar.rows import Attestation, AuditRow, CenterRow, NodeRow, Session
+from nodeos.core.recovery_request import LockedEvidence, LockedStatement
+from nodeos.core.release import Release
+from nodeos.core.wire import b64, parse_finding, parse_json
+from provisioning.operator_auth import Caller
+from provisioning.registrar.rows import Attestation, AuditRow, CenterRow, NodeRow, RecoveryRow, Session
 from provisioning.registrar.store import Transaction
 from provisioning.verify.der import Certificate, parse_certificate
 from provisioning.verify.evidence import (
@@ -30,6 +34,7 @@ from provisioning.verify.evidence import (
 )
 from provisioning.verify.findings import Result, finding
 from provisioning.verify.policy import Enrolled
+from provisioning.verify.quote import Clock
 from provisioning.verify.tpm import parse_public
 
 _POLL_AFTER = {
@@ -73,7 +78,7 @@ def find_clashes(
         found.append(other_name)
     if assessment.statement is not None:
         other = tx.holder_of_keys(*key_digests(assessment.statement.keys))
-        if other not in (None, request.machine):
+        if other not in (None, request.machine, node and node.machine):
             found.append(finding("identity.duplicate", f"machine {other} has one of these node keys"))
     if node is not None and node.data_center != center.name:
         words = f"the machine is a node of {node.data_center}, its site is now {center.name}"
@@ -168,6 +173,45 @@ def enrolled_as(node: NodeRow) -> Enrolled:
         luks_uuid=node.luks_uuid,
         boot_id=node.boot_id,
     )
+
+
+def accepted_releases(tx: Transaction) -> dict[str, Release]:
+    """By version; those that were withdrawn are not among them."""
+    return {row.version: Release.parse(row.document) for row in tx.releases() if row.withdrawn_at is None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A TPM's counters, and the boot in which it showed them."""
+
+    clock: Clock
+    boot_id: str | None
+
+
+def last_seen(tx: Transaction, machine: str) -> Seen | None:
+    """What the machine's TPM showed last. A recovery that an operator answered begins a new count: clearing a TPM
+    sets its counters back (TPM 2.0 Part 3, TPM2_Clear), and another TPM has its own."""
+    latest, recovery = tx.attestations(machine, 1), tx.latest_recovery(machine, answered=True)
+    row: Attestation | RecoveryRow | None = latest[0] if latest else None
+    boot_id = latest[0].boot_id if latest else None
+    answered = None if recovery is None else recovery.answered_at
+    if recovery is not None and answered is not None and (row is None or answered >= row.at):
+        row = recovery
+        boot_id = LockedStatement.parse(LockedEvidence.parse(recovery.body).statement).boot_id
+    if row is None:
+        return None
+    clock = Clock(clock=row.clock, reset_count=row.reset_count, restart_count=row.restart_count)
+    return Seen(clock=clock, boot_id=boot_id)
+
+
+def signed_by(caller: Caller) -> dict[str, Any]:
+    """What shows later that this operator signed this decision."""
+    return {
+        "key": b64(caller.public_key),
+        "timestamp": caller.timestamp,
+        "nonce": caller.nonce,
+        "signature": b64(caller.signature),
+    }
 
 
 def key_digests(keys: NodeKeys) -> tuple[str, str, str]:

@@ -10,10 +10,17 @@ from nodeos.core import cbor
 from nodeos.core.errors import RefusedError
 from nodeos.core.principal import Principal
 from nodeos.core.protocol import Evidence, NodeRecord, Statement
-from nodeos.core.wire import ParseError, b64, parse_json
+from nodeos.core.recovery import RecoveryBlob
+from nodeos.core.wire import ParseError, parse_json
 from provisioning import operator_auth
 from provisioning.operator_auth import Asked, Caller
-from provisioning.registrar.lookups import ConflictError, NotFoundError, audit_row, key_digests
+from provisioning.registrar.lookups import (
+    ConflictError,
+    NotFoundError,
+    audit_row,
+    key_digests,
+    signed_by,
+)
 from provisioning.registrar.rows import Attestation, CenterRow, Enrolment, NodeRow
 from provisioning.registrar.service import Service
 from provisioning.registrar.states import Event, advance
@@ -52,14 +59,14 @@ class Operators:
         """One page of enrolments; ``next`` is where the next page begins, or null."""
         with self._store.read() as tx:
             rows = tx.enrolments(_centers(tx, caller), state, after, PAGE)
-            listed = [_summary(tx, row) for row in rows]
+            listed = [_summary(tx, row, self._service.clock()) for row in rows]
         return {"enrolments": listed, "next": rows[-1].machine if len(rows) == PAGE else None}
 
     def enrolment(self, caller: Caller, machine: str) -> dict[str, Any]:
         """All that is known of one machine, and the digest that an approval binds."""
         with self._store.read() as tx:
             row, _ = _own(tx, caller, machine)
-            return _details(tx, row)
+            return _details(tx, row, self._service.clock())
 
     def approve(self, caller: Caller, machine: str, body: bytes) -> dict[str, Any]:
         """Induct the machine on the evidence whose digest the operator signed.
@@ -89,7 +96,7 @@ class Operators:
                 raise NotFoundError("the evidence is gone", hint="reboot the machine: it attests again")
             induct(tx, row, center, Evidence.parse(raw), at)
             tx.put_enrolment(replace(row, state=state, changed_at=at))
-            proof = {"evidence": seen, "signed": _proof(caller)}
+            proof = {"evidence": seen, "signed": signed_by(caller)}
             tx.add_audit(
                 audit_row(at, str(caller.principal), row.machine, Event.APPROVED, (row.state, state), **proof)
             )
@@ -109,11 +116,11 @@ class Operators:
             state = advance(row.state, Event.REJECTED)
             said = finding("operator.rejected", reason or "no reason given").to_json()
             tx.put_enrolment(replace(row, state=state, findings=[said], changed_at=at))
-            proof = {"reason": reason, "signed": _proof(caller)}
+            proof = {"reason": reason, "signed": signed_by(caller)}
             tx.add_audit(
                 audit_row(at, str(caller.principal), row.machine, Event.REJECTED, (row.state, state), **proof)
             )
-            return _details(tx, replace(row, state=state, findings=[said], changed_at=at))
+            return _details(tx, replace(row, state=state, findings=[said], changed_at=at), at)
 
     def nodes(self, caller: Caller, after: str) -> dict[str, Any]:
         """One page of the registry."""
@@ -182,17 +189,7 @@ def _own(tx: Transaction, caller: Caller, machine: str) -> tuple[Enrolment, Cent
     return row, center
 
 
-def _proof(caller: Caller) -> dict[str, Any]:
-    """What shows later that this operator signed this decision."""
-    return {
-        "key": b64(caller.public_key),
-        "timestamp": caller.timestamp,
-        "nonce": caller.nonce,
-        "signature": b64(caller.signature),
-    }
-
-
-def _summary(tx: Transaction, row: Enrolment) -> dict[str, Any]:
+def _summary(tx: Transaction, row: Enrolment, at: int) -> dict[str, Any]:
     latest = tx.attestations(row.machine, 1)
     return {
         "machine": row.machine,
@@ -202,18 +199,20 @@ def _summary(tx: Transaction, row: Enrolment) -> dict[str, Any]:
         "evidence": row.evidence,
         "tpm": row.tpm,
         "release": latest[0].release if latest else None,
+        "locked": tx.is_locked(row.machine, at),
         "first_at": row.first_at,
         "changed_at": row.changed_at,
     }
 
 
-def _details(tx: Transaction, row: Enrolment) -> dict[str, Any]:
+def _details(tx: Transaction, row: Enrolment, at: int) -> dict[str, Any]:
     latest = tx.attestations(row.machine, 1)
     details: dict[str, Any] = {
-        **_summary(tx, row),
+        **_summary(tx, row, at),
         "attestation": _attestation(latest[0]) if latest else None,
         "node_id": None,
         "keys": None,
+        "recovery": None,
         "fingerprint": None,
         "memory_encryption": None,
         "audit": [
@@ -228,6 +227,12 @@ def _details(tx: Transaction, row: Enrolment) -> dict[str, Any]:
             statement = Statement.parse(Evidence.parse(raw).statement)
             details["node_id"] = str(statement.keys.node_id)
             details["keys"] = statement.keys.to_json()
+            blob = RecoveryBlob.parse(statement.recovery)
+            details["recovery"] = {
+                "operator_key": blob.operator_key.hex(),
+                "machine": blob.machine,
+                "volume": blob.volume,
+            }
             details["memory_encryption"] = statement.memory_encryption
             details["fingerprint"] = cbor.as_json(
                 cbor.decode(statement.fingerprint, "fingerprint", limit=MAX_BYTES)

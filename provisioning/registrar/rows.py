@@ -110,6 +110,41 @@ class NodeRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryRow:
+    """A locked machine's request. ``body`` is its evidence, ``evidence`` the digest of that; ``answer`` is a
+    RecoveryAnswer once the operator gave it, ``used_at`` when the machine attested with its state again."""
+
+    session: str
+    machine: str
+    node_id: str
+    evidence: str
+    body: bytes
+    nonce: bytes
+    ak_public: bytes
+    ek_key: str
+    clock: int
+    reset_count: int
+    restart_count: int
+    verdicts: list[dict[str, Any]]
+    at: int
+    expires_at: int
+    answer: bytes | None = None
+    answered_at: int | None = None
+    used_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstallationRow:
+    """What an installer reported from the address ``source``; nothing of it is proven. ``document`` is an
+    ``Installation``."""
+
+    at: int
+    source: str
+    data_center: str
+    document: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRow:
     """``actor`` is a principal, "machine", or "administrator"."""
 

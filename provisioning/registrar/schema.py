@@ -69,7 +69,45 @@ def _signed_releases(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM release")
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _signed_releases)
+def _recovery(connection: sqlite3.Connection) -> None:
+    for statement in (
+        """CREATE TABLE escrow (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, machine TEXT NOT NULL REFERENCES enrolment (machine),
+            luks_uuid TEXT NOT NULL, blob BLOB NOT NULL, evidence TEXT NOT NULL, at INTEGER NOT NULL,
+            UNIQUE (machine, luks_uuid, blob))""",
+        # A lost blob is a lost node: the history only grows.
+        """CREATE TRIGGER escrow_is_kept BEFORE DELETE ON escrow
+            BEGIN SELECT RAISE (ABORT, 'escrowed recovery keys are never deleted'); END""",
+        """CREATE TRIGGER escrow_is_fixed BEFORE UPDATE ON escrow
+            BEGIN SELECT RAISE (ABORT, 'escrowed recovery keys are never changed'); END""",
+        """CREATE TABLE recovery (
+            session TEXT PRIMARY KEY, machine TEXT NOT NULL REFERENCES enrolment (machine),
+            node_id TEXT NOT NULL REFERENCES node (node_id), evidence TEXT NOT NULL UNIQUE, body BLOB NOT NULL,
+            nonce BLOB NOT NULL, ak_public BLOB NOT NULL, ek_key TEXT NOT NULL, clock INTEGER NOT NULL,
+            reset_count INTEGER NOT NULL, restart_count INTEGER NOT NULL, verdicts TEXT NOT NULL,
+            at INTEGER NOT NULL, expires_at INTEGER NOT NULL, answer BLOB, answered_at INTEGER,
+            used_at INTEGER)""",
+        "CREATE INDEX recovery_by_machine ON recovery (machine, at)",
+    ):
+        connection.execute(statement)
+
+
+def _installations(connection: sqlite3.Connection) -> None:
+    """What installers report: said, not proven, so no other table refers to it."""
+    connection.execute(
+        """CREATE TABLE installation (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, source TEXT NOT NULL,
+            data_center TEXT NOT NULL, document BLOB NOT NULL)"""
+    )
+    connection.execute("CREATE INDEX installation_by_source ON installation (source, at)")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    _first,
+    _signed_releases,
+    _recovery,
+    _installations,
+)
 
 
 def migrate(connection: sqlite3.Connection) -> int:

@@ -22,25 +22,27 @@ from nodeos.core.protocol import (
     Outcome,
     Poll,
     Request,
+    Statement,
     poll_proof,
 )
-from nodeos.core.release import Release
 from provisioning.registrar.lookups import (
     ConflictError,
+    accepted_releases,
     as_data_center,
     audit_row,
     check_unexpired,
     ek_key_digest,
-    enrolled_as,
     find_center,
     find_clashes,
     find_other_name,
     find_session,
+    last_seen,
     load_trust,
     make_attestation,
     outcome_of,
     with_result,
 )
+from provisioning.registrar.recovered import Standing, complete, find_standing
 from provisioning.registrar.rows import CenterRow, Enrolment, Session
 from provisioning.registrar.states import Event, advance
 from provisioning.registrar.store import BusyError, Store, Transaction
@@ -56,7 +58,6 @@ from provisioning.verify.evidence import (
 )
 from provisioning.verify.findings import finding, refusals, verdict
 from provisioning.verify.profile import load_profile
-from provisioning.verify.quote import Clock
 
 POLL_DAYS = 7
 MAX_OPEN_SESSIONS = 64
@@ -204,7 +205,7 @@ class Service:
                 if session.evidence is not None:
                     return self._spent(tx, session, digest)
                 check_unexpired(session, at)
-                expected, center, revision = self._expected(tx, session)
+                expected, center, revision, standing = self._expected(tx, session)
             try:
                 assessment = verify_evidence(evidence, expected)
             except RefusedEvidence as error:
@@ -216,6 +217,8 @@ class Service:
                 enrolment = tx.enrolment(machine)
                 if enrolment is None or enrolment.revision != revision:
                     continue  # another session of this machine, or its operator, was faster
+                if find_standing(tx, machine) != standing:
+                    continue  # a recovery was answered: the evidence was held to something else
                 return self._record(tx, session, enrolment, center, evidence, body, digest, assessment, at)
         raise BusyError("this machine's enrolment changes all the time", hint="ask again in a few seconds")
 
@@ -228,31 +231,28 @@ class Service:
             hint="ask for a new challenge",
         )
 
-    def _expected(self, tx: Transaction, session: Session) -> tuple[Expected, CenterRow, int]:
+    def _expected(self, tx: Transaction, session: Session) -> tuple[Expected, CenterRow, int, Standing]:
         request = Request.parse(session.request)
         enrolment = tx.enrolment(session.machine)
         center = find_center(tx, claimed_site(request).data_center)
-        latest = tx.attestations(session.machine, 1)
-        node = tx.node(session.machine)
-        clock = None
-        if latest:
-            a = latest[0]
-            clock = Clock(clock=a.clock, reset_count=a.reset_count, restart_count=a.restart_count)
-        releases = {
-            row.version: Release.parse(row.document) for row in tx.releases() if row.withdrawn_at is None
-        }
+        seen, standing = last_seen(tx, session.machine), find_standing(tx, session.machine)
+        escrowed = tx.escrows(session.machine)
+        if standing.node is not None:
+            escrowed = {**escrowed, **tx.escrows(standing.node.machine)}
         expected = Expected(
             nonce=session.nonce,
             secret=session.secret,
+            machine=session.machine,
             ak_public=request.ak_public,
             site_document=request.site_document,
-            releases=releases,
+            escrowed=escrowed,
+            releases=accepted_releases(tx),
             profile=load_profile(center.profile),
-            clock=clock,
-            boot_id=latest[0].boot_id if latest else None,
-            enrolled=None if node is None else enrolled_as(node),
+            clock=None if seen is None else seen.clock,
+            boot_id=None if seen is None else seen.boot_id,
+            enrolled=standing.enrolled,
         )
-        return expected, center, enrolment.revision if enrolment else 0
+        return expected, center, enrolment.revision if enrolment else 0, standing
 
     def _record(  # noqa: PLR0917
         self,
@@ -267,7 +267,8 @@ class Service:
         at: int,
     ) -> Outcome:
         request = Request.parse(session.request)
-        node = tx.node(old.machine)
+        standing = find_standing(tx, old.machine)
+        node = standing.node
         clashes = verdict("registry", find_clashes(tx, request, node, center, assessment))
         assessment = replace(assessment, verdicts=(*assessment.verdicts, clashes))
         refused = refusals(assessment.verdicts)
@@ -282,6 +283,8 @@ class Service:
             )
             return outcome_of(tx, with_result(session, digest, as_json))
         tx.end_other_sessions(old.machine, session.id)
+        if standing.recovery is not None and not refused:
+            old = complete(tx, old, request, standing.recovery, digest, at)
         event = Event.EVIDENCE_REFUSED if refused else Event.EVIDENCE_ACCEPTED
         moved = old.data_center != center.name and old.state is not EnrolmentState.INDUCTED
         state = advance(EnrolmentState.CHALLENGED if moved else old.state, event)
@@ -299,11 +302,21 @@ class Service:
             )
         )
         tx.add_evidence(digest, old.machine, at, body)
+        if assessment.statement is not None and not refused:
+            self._escrow(tx, old.machine, assessment.statement, digest, at)
         tx.add_attestation(make_attestation(old.machine, (evidence, digest), assessment, bool(refused), at))
         tx.add_audit(
             audit_row(at, "machine", old.machine, event, (old.state, state), evidence=digest, findings=every)
         )
         return outcome_of(tx, with_result(session, digest, as_json if refused else None))
+
+    def _escrow(self, tx: Transaction, machine: str, statement: Statement, digest: str, at: int) -> None:
+        """Keep the recovery key beside all earlier ones."""
+        uuid = statement.volume.luks_uuid
+        if tx.add_escrow(machine, uuid, statement.recovery, digest, at):
+            kept = hashlib.sha256(statement.recovery).hexdigest()
+            detail = {"luks_uuid": uuid, "recovery": kept, "evidence": digest}
+            tx.add_audit(audit_row(at, "machine", machine, "recovery-escrowed", (None, None), **detail))
 
     def poll(self, machine: str, body: bytes) -> Outcome:
         """A machine asks again. Raises RefusedError for a wrong proof or an old counter."""

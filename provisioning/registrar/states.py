@@ -13,7 +13,8 @@ from nodeos.core.protocol import EnrolmentState as State
 
 
 class Event(StrEnum):
-    """REQUESTED: a request passed; the others name who decided what."""
+    """REQUESTED: a request passed; MOVED_AWAY: the node went on to another TPM by a recovery; the others name
+    who decided what."""
 
     REQUESTED = "requested"
     REQUEST_REFUSED = "request-refused"
@@ -21,6 +22,8 @@ class Event(StrEnum):
     EVIDENCE_REFUSED = "evidence-refused"
     APPROVED = "approved"
     REJECTED = "rejected"
+    RECOVERED = "recovered"
+    MOVED_AWAY = "moved-away"
 
 
 _TABLE: dict[Event, dict[State | None, State]] = {
@@ -42,6 +45,15 @@ _TABLE: dict[Event, dict[State | None, State]] = {
     },
     # An operator may think again after a rejection: what was seen then is still bound by its digest.
     Event.APPROVED: {State.PENDING: State.INDUCTED, State.REJECTED: State.INDUCTED},
+    # An operator's approved recovery makes the machine (perhaps with another TPM) the node's again.
+    Event.RECOVERED: {
+        State.CHALLENGED: State.INDUCTED,
+        State.REFUSED: State.INDUCTED,
+        State.PENDING: State.INDUCTED,
+        State.REJECTED: State.INDUCTED,
+        State.INDUCTED: State.INDUCTED,
+    },
+    Event.MOVED_AWAY: {State.INDUCTED: State.REJECTED},
     Event.REJECTED: {
         State.CHALLENGED: State.REJECTED,
         State.REFUSED: State.REJECTED,

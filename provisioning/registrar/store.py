@@ -11,6 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from provisioning.registrar.rows import (
     AuditRow,
     CenterRow,
     Enrolment,
+    InstallationRow,
     NodeRow,
+    RecoveryRow,
     ReleaseRow,
     Session,
     TrustRow,
@@ -257,6 +260,31 @@ class Transaction:
         self._db.execute("DELETE FROM session WHERE expires_at <= ?", (at,))
         self._db.execute("DELETE FROM operator_nonce WHERE expires_at <= ?", (at,))
 
+    # What installers report.
+
+    def count_installations(self, source: str, since: int) -> int:
+        row = self._one("SELECT count(*) FROM installation WHERE source = ? AND at > ?", source, since)
+        return int(row[0]) if row is not None else 0
+
+    def add_installation(self, row: InstallationRow, *, kept: int) -> None:
+        """Beyond ``kept`` rows the oldest go."""
+        self._db.execute(
+            "INSERT INTO installation (at, source, data_center, document) VALUES (?, ?, ?, ?)",
+            (row.at, row.source, row.data_center, row.document),
+        )
+        self._db.execute(
+            "DELETE FROM installation WHERE id <= (SELECT max(id) FROM installation) - ?", (kept,)
+        )
+
+    def installations(self, data_center: str | None, limit: int) -> list[InstallationRow]:
+        """The latest first; of one data centre or of all."""
+        rows = self._db.execute(
+            "SELECT at, source, data_center, document FROM installation"
+            " WHERE ?1 IS NULL OR data_center = ?1 ORDER BY id DESC LIMIT ?2",
+            (data_center, limit),
+        )
+        return [InstallationRow(**row) for row in rows]
+
     # Evidence, attestations, nodes.
 
     def add_evidence(self, digest: str, machine: str, at: int, body: bytes) -> None:
@@ -349,6 +377,99 @@ class Transaction:
         )
         return None if row is None else str(row["machine"])
 
+    def move_node(self, row: NodeRow) -> None:
+        """After a recovery: the node's machine, its TPM's keys and its firmware's registers. Its keys stay."""
+        self._db.execute(
+            "UPDATE node SET machine = ?, record = ?, ak_public = ?, pcrs = ? WHERE node_id = ?",
+            (row.machine, row.record, row.ak_public, _json(row.pcrs), row.node_id),
+        )
+
+    # Escrowed recovery keys, and requests of locked machines.
+
+    def add_escrow(self, machine: str, luks_uuid: str, blob: bytes, evidence: str, at: int) -> bool:
+        """False if this one was kept already."""
+        done = self._db.execute(
+            "INSERT OR IGNORE INTO escrow (machine, luks_uuid, blob, evidence, at) VALUES (?, ?, ?, ?, ?)",
+            (machine, luks_uuid, blob, evidence, at),
+        )
+        return done.rowcount == 1
+
+    def escrows(self, machine: str) -> dict[str, tuple[bytes, ...]]:
+        """All that were ever kept for the machine, by LUKS UUID, oldest first."""
+        found: dict[str, tuple[bytes, ...]] = {}
+        for row in self._db.execute(
+            "SELECT luks_uuid, blob FROM escrow WHERE machine = ? ORDER BY id", (machine,)
+        ):
+            uuid = str(row["luks_uuid"])
+            found[uuid] = (*found.get(uuid, ()), bytes(row["blob"]))
+        return found
+
+    def node_of_volume(self, luks_uuid: str, blob: bytes) -> NodeRow | None:
+        """The node whose volume this is: by its UUID, and by the recovery key that was kept for its machine."""
+        row = self._one(
+            "SELECT node.* FROM node JOIN escrow ON escrow.machine = node.machine"
+            " AND escrow.luks_uuid = node.luks_uuid WHERE node.luks_uuid = ? AND escrow.blob = ?",
+            luks_uuid,
+            blob,
+        )
+        return _node(row) if row else None
+
+    def put_recovery(self, row: RecoveryRow) -> None:
+        """In place of the machine's requests that nobody has answered."""
+        self._db.execute("DELETE FROM recovery WHERE machine = ? AND answer IS NULL", (row.machine,))
+        values = (
+            *(getattr(row, name) for name in _RECOVERY[:-6]),
+            _json(row.verdicts),
+            row.at,
+            row.expires_at,
+        )
+        self._db.execute(
+            f"INSERT INTO recovery ({', '.join(_RECOVERY[:-3])})"  # noqa: S608 - names of our own
+            f" VALUES ({', '.join('?' * len(values))})",
+            values,
+        )
+
+    def answer_recovery(self, session: str, answer: bytes, at: int) -> None:
+        self._db.execute(
+            "UPDATE recovery SET answer = ?, answered_at = ? WHERE session = ? AND answer IS NULL",
+            (answer, at, session),
+        )
+
+    def use_recoveries(self, machine: str, at: int) -> None:
+        """The machine has its state again: what was answered is over."""
+        self._db.execute(
+            "UPDATE recovery SET used_at = ? WHERE machine = ? AND answer IS NOT NULL AND used_at IS NULL",
+            (at, machine),
+        )
+
+    def recovery(self, session: str) -> RecoveryRow | None:
+        row = self._one("SELECT * FROM recovery WHERE session = ?", session)
+        return _recovery(row) if row else None
+
+    def latest_recovery(self, machine: str, *, answered: bool | None = None) -> RecoveryRow | None:
+        """The machine's latest request; only an answered or an unanswered one if that is asked for."""
+        row = self._one(
+            "SELECT * FROM recovery WHERE machine = ?1 AND (?2 IS NULL OR (answer IS NOT NULL) = ?2)"
+            " ORDER BY at DESC, rowid DESC LIMIT 1",
+            machine,
+            answered,
+        )
+        return _recovery(row) if row else None
+
+    def is_locked(self, machine: str, at: int) -> bool:
+        """True while the machine asks for its recovery key and has no answer."""
+        sql = "SELECT 1 FROM recovery WHERE machine = ? AND answer IS NULL AND expires_at > ?"
+        return self._one(sql, machine, at) is not None
+
+    def waiting_recoveries(self, centers: list[str], at: int) -> list[RecoveryRow]:
+        rows = self._db.execute(
+            "SELECT recovery.* FROM recovery JOIN node ON node.node_id = recovery.node_id"
+            " WHERE node.data_center IN (SELECT value FROM json_each(?)) AND answer IS NULL"
+            " AND expires_at > ? ORDER BY recovery.at",
+            (json.dumps(centers), at),
+        )
+        return [_recovery(row) for row in rows]
+
     # Operators' nonces and the audit trail.
 
     def use_nonce(self, operator: str, nonce: str, expires_at: int) -> bool:
@@ -366,6 +487,19 @@ class Transaction:
             (row.at, row.actor, row.machine, row.event, row.before, row.after, _json(row.detail)),
         )
 
+    def approval(self, machine: str, evidence: str) -> dict[str, Any] | None:
+        """What shows that an operator signed for the machine on this evidence."""
+        row = self._one(
+            "SELECT detail FROM audit WHERE machine = ? AND event = 'approved'"
+            " AND json_extract(detail, '$.evidence') = ? ORDER BY id DESC LIMIT 1",
+            machine,
+            evidence,
+        )
+        if row is None:
+            return None
+        signed: dict[str, Any] = json.loads(row["detail"])["signed"]
+        return signed
+
     def audit(self, machine: str | None, limit: int) -> list[AuditRow]:
         """The latest first; of one machine or of all."""
         rows = self._db.execute(
@@ -374,6 +508,13 @@ class Transaction:
             (machine, limit),
         )
         return [AuditRow(**{**row, "detail": json.loads(row["detail"])}) for row in rows]
+
+
+_RECOVERY = tuple(field.name for field in fields(RecoveryRow))
+
+
+def _recovery(row: sqlite3.Row) -> RecoveryRow:
+    return RecoveryRow(**{**row, "verdicts": json.loads(row["verdicts"])})
 
 
 def _json(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,6 +18,7 @@ from nodeos.core.wire import ParseError
 from provisioning.verify.celog import parse_measure_log
 from provisioning.verify.chain import TpmModel, check_chain
 from provisioning.verify.der import Certificate, parse_certificate
+from provisioning.verify.escrow import Escrow, check_escrow
 from provisioning.verify.eventlog import check_events, check_replay, parse_event_log
 from provisioning.verify.findings import Result, Verdict, all_findings, finding, refusals, verdict
 from provisioning.verify.fingerprint import Report, parse_report
@@ -152,13 +153,16 @@ def _certificates(
 class Expected:
     """What the evidence is held against. ``enrolled`` is None until the machine is inducted.
 
+    ``escrowed`` are the recovery keys that were kept for this machine, by the LUKS UUID of their volume.
     ``clock`` is the latest that this TPM has shown, in whichever session; ``boot_id`` is of the same quote.
     """
 
     nonce: bytes
     secret: bytes
+    machine: str
     ak_public: bytes
     site_document: bytes
+    escrowed: Mapping[str, Collection[bytes]]
     releases: Mapping[str, Release]
     profile: Profile
     clock: Clock | None
@@ -204,7 +208,7 @@ def verify_evidence(evidence: Evidence, expected: Expected) -> Assessment:
     authentic = not refusals(verdicts)
     if quote is not None:
         verdicts.append(_clock(quote, expected))
-    verdicts.append(_logs(evidence))
+    verdicts.append(check_logs(evidence.firmware_log, evidence.userspace_log, evidence.pcrs))
     verdicts.append(check_site(evidence.pcrs, expected.site_document))
     verdicts.append(check_firmware(evidence.pcrs, expected.enrolled))
     statement, report = _statement(evidence, expected, verdicts)
@@ -242,11 +246,12 @@ def _boot(statement: Statement, quote: Quote, expected: Expected) -> Verdict:
     return verdict("boot", (), [finding("boot.reset", words)])
 
 
-def _logs(evidence: Evidence) -> Verdict:
+def check_logs(firmware_log: bytes, userspace_log: bytes, pcrs: Mapping[int, bytes]) -> Verdict:
+    """The logs have the right form and explain the registers."""
     try:
-        log = parse_event_log(evidence.firmware_log)
-        more = parse_measure_log(evidence.userspace_log)
-        found = (*check_events(log), *check_replay(log, more, evidence.pcrs, REPLAYED_PCRS))
+        log = parse_event_log(firmware_log)
+        more = parse_measure_log(userspace_log)
+        found = (*check_events(log), *check_replay(log, more, pcrs, REPLAYED_PCRS))
     except ParseError as error:
         found = (finding("eventlog.form", error.message),)
     return verdict("eventlog", found)
@@ -264,6 +269,13 @@ def _statement(
     verdicts.append(release)
     verdicts.append(check_update(statement.update, statement.release))
     verdicts.append(check_volume(statement.volume, statement.boot_id, evidence.pcrs, expected.enrolled))
+    escrow = Escrow(
+        machine=expected.machine,
+        luks_uuid=statement.volume.luks_uuid,
+        operator_key=SiteConfig.parse(expected.site_document).operator_key,
+        known=expected.escrowed.get(statement.volume.luks_uuid, ()),
+    )
+    verdicts.append(check_escrow(statement.recovery, escrow))
     verdicts.append(check_identity(statement.keys, expected.ak_public, expected.enrolled))
     try:
         report = parse_report(statement.fingerprint)

@@ -93,7 +93,9 @@ def check_update(update: UpdateStatus | None, claimed: str) -> Verdict:
     watch = []
     if update is not None and update.failed is not None:
         watch.append(
-            finding("update.fell_back", f"{update.failed} was tried and given up, {update.running} runs again")
+            finding(
+                "update.fell_back", f"{update.failed} was tried and given up, {update.running} runs again"
+            )
         )
     refused = []
     if update is not None and update.running != claimed:

@@ -44,7 +44,7 @@ def check_quote(
     except ParseError as error:
         return (finding("quote.form", error.message),), None
     found: list[Finding] = []
-    if not _signed(attest, signature, ak):
+    if not is_signed(attest, signature, ak):
         found.append(finding("quote.signature", "the attestation key did not sign this quote"))
     if quote.extra_data != qualifying:
         found.append(
@@ -85,7 +85,8 @@ def check_clock(now: Clock, before: Clock) -> tuple[Finding, ...]:
     return ()
 
 
-def _signed(attest: bytes, signature: bytes, ak: Public) -> bool:
+def is_signed(attest: bytes, signature: bytes, ak: Public) -> bool:
+    """True if this attestation key made the signature (a TPMT_SIGNATURE)."""
     try:
         hash_alg, r, s = parse_signature(signature)
         key = ak.key()

@@ -22,7 +22,7 @@ from hsm.tpm import Tpm
 from nodeos.agent import identity
 from nodeos.agent.config import Config
 from nodeos.core.errors import RefusedError
-from nodeos.core.protocol import NodeRecord
+from nodeos.core.protocol import NodeRecord, machine_id
 from nodeos.core.wire import parse_json
 from tests.support import evidence
 from tests.support.agent_fakes import Site
@@ -137,7 +137,9 @@ def node(tmp_path: Path, manufacturer_ca: ManufacturerCa, soft_tpm: SoftTpm) -> 
     key = tmp_path / "key.pem"
     key.write_bytes(evidence.site_key_pem())
     registrar = RegistrarProcess.make(tmp_path / "registrar", manufacturer_ca.roots, key)
-    config, site = make_node(tmp_path, registrar.url, registrar.ca)
+    with soft_tpm.serve() as tcti, Tpm(tcti) as tpm:
+        machine = machine_id(tpm.endorsement().public)
+    config, site = make_node(tmp_path, registrar.url, registrar.ca, machine)
     return Node(config, site, soft_tpm, registrar)
 
 

@@ -83,6 +83,7 @@ def test_whole_path_on_the_command_line(served: Served) -> None:
         "evidence-accepted",
         "approved",
         "evidence-accepted",
+        "recovery-escrowed",
         "requested",
     ]
     assert trail[1]["detail"]["signed"]["signature"]

@@ -93,6 +93,8 @@ def test_software_tpm_is_enrolled_and_attests_after_a_reset(registrar: Registrar
     statement = ev.Machine().statement()
     with soft_tpm.serve() as tcti, Tpm(tcti) as tpm:
         boot(tpm)
+        blob = ev.recovery_blob(request(tpm).machine, statement.volume.luks_uuid, ev.site().operator_key)
+        statement = replace(statement, recovery=blob)
         machine, outcome = attest(registrar, tpm, statement)
     assert (outcome.state, outcome.findings) == (EnrolmentState.PENDING, ())
     digest = registrar.operators.enrolment(caller(), machine)["evidence"]

@@ -36,6 +36,7 @@ from nodeos.core.protocol import (
     qualifying_data,
     secret_proof,
 )
+from nodeos.core.recovery import RecoveryKey
 from nodeos.core.site import SIGNATURE_DOMAIN, Network, SiteConfig
 from nodeos.core.statereport import Mode, StateReport
 from tests.support import evidence
@@ -235,7 +236,8 @@ def make_site(url: str, ca: str, network: Network | None = None, operator: Princ
 
 
 UUID = "6a4e0f0e-52a5-4f0c-9e2c-111111111111"
-METADATA = {"keyslots": {"0": {"type": "luks2"}}, "tokens": {}}
+BLOB = evidence.recovery_blob(machine_id(b"ek"), UUID, evidence.spki(evidence.RECOVERY))
+METADATA = {"keyslots": {"0": {"type": "luks2"}}, "tokens": {"0": json.loads(BLOB)}}
 
 
 def state_report(device: str, *, made: bool = True) -> bytes:
@@ -278,6 +280,19 @@ def make_config(directory: Path) -> Config:
 
 def read_header(device: str) -> tuple[str, bytes]:
     return UUID, json.dumps(METADATA).encode()
+
+
+@dataclass(slots=True)
+class FakeVolume:
+    """A state volume that one recovery key opens."""
+
+    key: RecoveryKey = evidence.RECOVERY_KEY
+    opened: list[str] = field(default_factory=list)
+
+    def recover(self, device: str, key: RecoveryKey) -> None:
+        if key != self.key:
+            raise NodeosError(f"{device}: no key slot opens with this key")
+        self.opened.append(device)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -22,6 +22,7 @@ from nodeos.agent.config import Config
 from nodeos.agent.device import TpmDevice
 from nodeos.core.http import Client
 from nodeos.core.run import find_tool, run
+from nodeos.core.site import SiteConfig
 from provisioning.client import OperatorClient
 from tests.support import evidence
 from tests.support.agent_fakes import Site, make_config, make_site, state_report
@@ -29,18 +30,19 @@ from tests.support.agent_fakes import Site, make_config, make_site, state_report
 UUID = "6a4e0f0e-52a5-4f0c-9e2c-111111111111"
 
 
-def measure_boot(tpm: TpmDevice, config: Config) -> None:
+def measure_boot(tpm: TpmDevice, config: Config, *, locked: bool = False) -> None:
     """What firmware, systemd and the initial RAM disk measure until "ready", and their logs."""
     for pcr, _, data in evidence.firmware_events():
         tpm.measure(pcr, data)
     for phase in evidence.PHASES:
         tpm.measure(11, phase)
-    tpm.measure(15, b"volume key")
+    if not locked:
+        tpm.measure(15, b"volume key")
     config.firmware_log.write_bytes(evidence.firmware_log())
     config.userspace_log.write_bytes(evidence.userspace_log([(11, phase) for phase in evidence.PHASES]))
 
 
-def make_volume(path: Path) -> None:
+def make_volume(path: Path, machine: str, operator_key: bytes) -> None:
     """A file with the LUKS2 header of a state partition. Its key protects nothing."""
     tool = find_tool("cryptsetup", package="cryptsetup-bin")
     with path.open("wb") as file:
@@ -48,6 +50,21 @@ def make_volume(path: Path) -> None:
     fast = ("--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--luks2-keyslots-size", "1M")
     command = [tool, "luksFormat", "--batch-mode", "--type", "luks2", "--uuid", UUID, *fast]
     run([*command, "--key-file", "-", path], what="make a LUKS2 header", stdin=b"no secret")
+    blob = evidence.recovery_blob(machine, UUID, operator_key)
+    # The recovery token names key slot 1.
+    (path.parent / "slot0").write_bytes(b"no secret")
+    add = (
+        tool,
+        "luksAddKey",
+        "--batch-mode",
+        "--key-slot",
+        "1",
+        "--key-file",
+        path.parent / "slot0",
+        *fast[:4],
+    )
+    run([*add, path, "-"], what="add a key slot", stdin=evidence.RECOVERY_KEY.value)
+    run([tool, "token", "import", "--json-file", "-", path], what="import a token", stdin=blob)
 
 
 @dataclass(slots=True)
@@ -58,7 +75,9 @@ class RegistrarProcess:
     port: int
 
     @classmethod
-    def make(cls, directory: Path, roots: Path, site_key: Path) -> RegistrarProcess:
+    def make(
+        cls, directory: Path, roots: Path, site_key: Path, operator: Path | None = None
+    ) -> RegistrarProcess:
         """A registrar that knows the release, the maker of the TPM and the data centre zh1."""
         # Bound and let go: a port of our own that nobody has now. It is taken again in ``serve``.
         with socket.socket() as chosen:
@@ -67,9 +86,10 @@ class RegistrarProcess:
         here = cls(directory, port)
         release = directory.parent / "release.json"
         release_key = evidence.write_release(release, evidence.release())
-        operator = directory.parent / "operator.pub.pem"
-        public = evidence.OPERATOR.public_key()
-        operator.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        if operator is None:
+            operator = directory.parent / "operator.pub.pem"
+            public = evidence.OPERATOR.public_key()
+            operator.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
         here.command("init", "--name", "127.0.0.1")
         here.command("trust", "add", str(roots))
         here.command("release", "add", "--release-key", str(release_key), str(release))
@@ -129,15 +149,18 @@ def python_path() -> dict[str, str]:
     return {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-def make_node(directory: Path, url: str, ca: str) -> tuple[Config, Site]:
+def make_node(
+    directory: Path, url: str, ca: str, machine: str, operator: SiteConfig | None = None
+) -> tuple[Config, Site]:
     """A node's files; the boot is not measured yet."""
     config = make_config(directory)
-    site = make_site(url, ca, operator=evidence.site().operator)
-    site = Site(evidence.SITE_KEY, site.config)
+    known = operator or evidence.site()
+    made = make_site(url, ca, operator=known.operator).config
+    site = Site(evidence.SITE_KEY, replace(made, operator_key=known.operator_key))
     site.write(config)
     config.os_release.write_text(f'ID=nodeos\nIMAGE_VERSION="{evidence.release().version}"\n')
     volume = directory / "volume.luks"
-    make_volume(volume)
+    make_volume(volume, machine, site.config.operator_key)
     set_volume(config, volume, made=True)
     return config, site
 

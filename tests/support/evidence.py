@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.x509.oid import NameOID
 
 from hsm.bls import SecretKey
+from hsm.box import seal_to
 from nodeos.core.principal import Principal
 from nodeos.core.protocol import (
     QUOTED_PCRS,
@@ -36,6 +37,8 @@ from nodeos.core.protocol import (
     qualifying_data,
     secret_proof,
 )
+from nodeos.core.recovery import RecoveryBlob, RecoveryKey, recovery_context
+from nodeos.core.recovery_request import LockedEvidence, LockedStatement, recovery_qualifying_data
 from nodeos.core.release import (
     AcceptedPcr7,
     BootPhase,
@@ -64,6 +67,7 @@ OPERATOR = ed25519.Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)
 RELEASE_KEY = ed25519.Ed25519PrivateKey.from_private_bytes(b"\x03" * 32)
 # Secrets are encrypted to it: the operator's second key.
 RECOVERY = ec.derive_private_key(3, ec.SECP256R1())
+RECOVERY_KEY = RecoveryKey(value=bytes(range(32)))
 SITE_KEY = ed25519.Ed25519PrivateKey.from_private_bytes(b"\x02" * 32)
 CertificateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
@@ -516,6 +520,7 @@ class Machine:
     volume: bytes = b"volume key"
     fingerprint: bytes = field(default_factory=report)
     memory_encryption: str = "active"
+    recovery: bytes = b""
 
     @property
     def ek(self) -> rsa.RSAPrivateKey:
@@ -561,6 +566,7 @@ class Machine:
                 floor=1,
                 creation_proven=self.creation_proven,
             ),
+            recovery=self.recovery or recovery_blob(self.id, self.luks_uuid, self.site.operator_key),
             memory_encryption=self.memory_encryption,
             fingerprint=self.fingerprint,
         )
@@ -595,12 +601,68 @@ class Machine:
     def answer(self, challenge: Challenge) -> Evidence:
         return self.evidence(session=challenge.session, nonce=challenge.nonce, secret=self.secret(challenge))
 
+    def locked_statement(self, fresh_key: bytes) -> LockedStatement:
+        """What the machine states while its state is locked."""
+        return LockedStatement(
+            boot_id=self.boot_id,
+            release=self.release,
+            luks_uuid=self.luks_uuid,
+            recovery=self.recovery or recovery_blob(self.id, self.luks_uuid, self.site.operator_key),
+            fresh_key=fresh_key,
+            reason="the TPM was cleared",
+            memory_encryption=self.memory_encryption,
+            fingerprint=self.fingerprint,
+        )
+
+    def ask(
+        self,
+        challenge: Challenge,
+        fresh_key: bytes,
+        *,
+        statement: bytes | None = None,
+        pcrs: dict[int, bytes] | None = None,
+    ) -> LockedEvidence:
+        """Evidence of the locked machine for one challenge."""
+        stated = self.locked_statement(fresh_key).to_bytes() if statement is None else statement
+        values = {**self.pcrs, 15: bytes(32)} if pcrs is None else pcrs
+        qualifying = recovery_qualifying_data(challenge.nonce, stated)
+        quote = quote_bytes(qualifying, values, clock=self.clock, reset_count=self.reset_count)
+        return LockedEvidence(
+            session=challenge.session,
+            statement=stated,
+            secret_proof=secret_proof(self.secret(challenge), qualifying),
+            quote=quote,
+            signature=sign_quote(self.ak, quote),
+            pcrs=values,
+            firmware_log=firmware_log(),
+            userspace_log=userspace_log([(11, phase) for phase in PHASES]),
+        )
+
+    def clear_tpm(self) -> None:
+        """TPM2_Clear and a reboot: the endorsement and attestation keys stay, the counters begin anew."""
+        self.reboot()
+        self.reset_count, self.clock = 0, 10
+
     def reboot(self) -> None:
         """The next boot of the same machine."""
         self.boot_id += "+"
         self.reset_count += 1
         self.clock += 60_000
         self.made_this_boot = False
+
+
+@cache
+def recovery_blob(machine: str, luks_uuid: str, operator_key: bytes) -> bytes:
+    """What the header of a state volume holds; always the same for the same volume."""
+    box = seal_to(operator_key, RECOVERY_KEY.value, recovery_context(machine=machine, volume=luks_uuid))
+    blob = RecoveryBlob(
+        keyslot=1,
+        operator_key=hashlib.sha256(operator_key).digest(),
+        machine=machine,
+        volume=luks_uuid,
+        box=box,
+    )
+    return blob.to_bytes()
 
 
 def flipped(data: bytes, at: int = -1) -> bytes:

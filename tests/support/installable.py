@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    generate_private_key,
+)
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from hsm.identity import FileSigner
 from hsm.keys import private_pem, public_der
 from nodeos.core.principal import Principal
+from nodeos.core.release import Artefact, ReleaseSignature, signatures_to_bytes, signed_message
 from nodeos.core.site import SIGNATURE_DOMAIN, SignedSite, SiteConfig
-from nodeos.core.wire import b64, canonical_json
-from nodeos.install.source import DOMAIN, Source, read_release
+from nodeos.core.wire import canonical_json
+from nodeos.install.source import Source, read_release
+from tests.support import evidence
 
 MIB = 1 << 20
-EPOCH = 1_700_000_000
 ROOT_HASH = bytes(range(32))
 CONTENT = {
     "boot.efi": random.Random(1).randbytes(120_000),
@@ -50,28 +56,23 @@ class Installable:
     def source(self) -> Source:
         return read_release(self.directory, self.trusted)
 
-    def sign(self, **changes: object) -> None:
+    def sign(self, **changes: Any) -> None:
         """Write the manifest of the files that are there, and its signature."""
-        names = sorted(path.name for path in self.directory.iterdir() if path.suffix in (".efi", ".raw", ".auth"))
-        names += ["verity-sig.json", "packages.json"]
-        data = {name: (self.directory / name).read_bytes() for name in names}
-        manifest = canonical_json(
-            {
-                "version": 2, "release": "0.2.0", "root_hash": ROOT_HASH.hex(), "source_date_epoch": EPOCH,
-                "artefacts": {
-                    name: {"size": len(item), "sha256": hashlib.sha256(item).hexdigest()}
-                    for name, item in data.items()
-                },
-                **changes,
-            }
-        )  # fmt: skip
-        key = self.release_key
-        signature = {
-            "key": hashlib.sha256(public_der(key.public_key())).hexdigest(), "algorithm": "ed25519",
-            "signature": b64(key.sign(DOMAIN + manifest)),
-        }  # fmt: skip
+        files = {path.name: path.read_bytes() for path in self.directory.iterdir() if path.suffix != ".sig"}
+        files.pop("release.json", None)
+        artefacts = {
+            name: Artefact(size=len(data), sha256=hashlib.sha256(data).digest())
+            for name, data in files.items()
+        }
+        wanted = {"version": "0.2.0", "root_hash": ROOT_HASH, "artefacts": artefacts, **changes}
+        manifest = replace(evidence.release(), **wanted).to_bytes()
+        signature = ReleaseSignature(
+            key=hashlib.sha256(self.trusted[0]).digest(),
+            algorithm="ed25519",
+            signature=self.release_key.sign(signed_message(manifest)),
+        )
         (self.directory / "release.json").write_bytes(manifest)
-        (self.directory / "release.sig").write_bytes(canonical_json({"version": 1, "signatures": [signature]}))
+        (self.directory / "release.sig").write_bytes(signatures_to_bytes([signature]))
 
     def write_keys(self, folder: Path) -> None:
         """site/, site.pub.pem, release.pub.pem, and the operator's identity, for the command line."""
@@ -96,6 +97,7 @@ def make(directory: Path) -> Installable:
     config = SiteConfig(
         data_center="zh1", registrar_url="https://registrar.example.org:8443", registrar_ca="a certificate",
         operator=Principal.self_authenticating(FileSigner(operator).public_key), node_reward_type="type1",
+        operator_key=evidence.spki(evidence.RECOVERY),
     )  # fmt: skip
     document = config.to_bytes()
     made = Installable(

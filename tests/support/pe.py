@@ -7,13 +7,14 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from nodeos.core.gpt import Partition, Table
+from nodeos.core.layout import ESP_TYPE
 from nodeos.core.run import find_tool, run
 
 _LFANEW = 0x40
 _OPTIONAL = _LFANEW + 4 + 20
 _CHECKSUM = _OPTIONAL + 64
 _CERTIFICATES = _OPTIONAL + 112 + 4 * 8
-_ESP = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 _LINUX = uuid.UUID("0fc63daf-8483-4772-8e79-3d69d8477de4")
 _PKCS7 = uuid.UUID("4aafd29d-68df-49ee-8aa9-347d375665a7")
 MIB = 1 << 20
@@ -77,23 +78,18 @@ def without_signature_fields(image: bytes) -> bytes:
 def make_disk(path: Path, files: Mapping[str, bytes] | None, *, esp_mib: int = 8) -> Path:
     """A GPT disk image with a Linux partition and, unless ``files`` is None, an EFI system partition of them."""
     first = 2 * MIB
-    partitions = [(_LINUX, 1 * MIB, 1 * MIB)]
+    partitions = [Partition(number=1, type=_LINUX, uuid=uuid.UUID(int=1), start=MIB, size=MIB)]
     if files is not None:
-        partitions.append((_ESP, first, esp_mib * MIB))
-    entries = b"".join(
-        kind.bytes_le + bytes([index + 1] * 16) + struct.pack("<QQQ", start // 512, (start + size) // 512 - 1, 0)
-        + bytes(72)
-        for index, (kind, start, size) in enumerate(partitions)
-    ).ljust(128 * 128, b"\0")  # fmt: skip
-    header = struct.pack(
-        "<8sIIIIQQQQ16sQIII", b"EFI PART", 0x10000, 92, 0, 0, 1, 0, 34, 0, bytes(16), 2, 128, 128, 0
+        partitions.append(
+            Partition(number=2, type=ESP_TYPE, uuid=uuid.UUID(int=2), start=first, size=esp_mib * MIB)
+        )
+    table = Table(
+        size=first + (esp_mib + 1) * MIB, sector=512, uuid=uuid.UUID(int=0), partitions=tuple(partitions)
     )
     with path.open("wb") as file:
-        file.truncate(first + (esp_mib + 1) * MIB)
-        file.seek(512)
-        file.write(header)
-        file.seek(1024)
-        file.write(entries)
+        file.write(table.primary())
+        file.seek(table.backup_offset)
+        file.write(table.backup())
     if files is None:
         return path
     volume = f"{path}@@{first}"

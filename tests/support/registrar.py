@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 
+from hsm.keys import private_pem
 from nodeos.core.principal import Principal
 from nodeos.core.protocol import Outcome, Poll, poll_proof
 from provisioning.operator_auth import Caller
@@ -61,8 +62,11 @@ def write_identity(folder: Path) -> Path:
         )
     )
     key.chmod(0o600)
+    recovery = folder / "recovery.key"
+    recovery.write_bytes(private_pem(ev.RECOVERY))
+    recovery.chmod(0o600)
     identity = folder / "operator.json"
-    identity.write_text(json.dumps({"kind": "file", "key": str(key)}))
+    identity.write_text(json.dumps({"kind": "file", "key": str(key), "recovery": str(recovery)}))
     return identity
 
 

@@ -93,7 +93,7 @@ class StateMachine(Host):
         pems = [key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo) for key in (other, public)]
         (self.library / "site.pub.pem").write_bytes(b"".join(pems))
 
-    def bytes(self) -> bytes:
+    def contents(self) -> bytes:
         return self.device.read_bytes()
 
     # The host

@@ -43,8 +43,10 @@ def test_a_missing_site_ends_with_the_code_of_its_class(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status = tmp_path / "status.json"
+    report = tmp_path / "state.json"
+    report.write_text('{"made_this_boot":true,"luks_uuid":"u","device":"d"}')
     words = ("--state", str(tmp_path / "state"), "--esp", str(tmp_path / "esp"), "--status", str(status))
-    assert run("run", *words, "--console", str(tmp_path / "console")) == 2
+    assert run("run", "--volume-report", str(report), *words, "--console", str(tmp_path / "console")) == 2
     err = capsys.readouterr().err
     assert "EFI system partition is not mounted" in err
     assert err.count("error: ") == 1

@@ -82,6 +82,7 @@ def stage(tmp_path: Path) -> Stage:
             floor=1,
             creation_proven=True,
         ),
+        recovery=b"{}",
         memory_encryption="unknown",
         fingerprint=b"",
     )

@@ -16,10 +16,12 @@ from nodeos.agent.service import Parts, only_agent, prepare, run_agent
 from nodeos.core.errors import NodeosError, RefusedError
 from nodeos.core.protocol import NodeRecord, Statement, machine_id
 from nodeos.core.site import Network
+from tests.support import evidence
 from tests.support.agent_fakes import (
     OPERATOR,
     FakeStop,
     FakeTpm,
+    FakeVolume,
     Listener,
     Site,
     make_config,
@@ -39,6 +41,7 @@ class Scene:
     tpm: FakeTpm
     console: Listener
     reloads: list[str]
+    volume: FakeVolume = dataclasses.field(default_factory=FakeVolume)
 
     @property
     def parts(self) -> Parts:
@@ -51,6 +54,8 @@ class Scene:
             read_header=read_header,
             reload_network=lambda: self.reloads.append("reload"),
             collect_fingerprint=fingerprint,
+            locked_volume=self.volume,
+            reboot=lambda: self.reloads.append("reboot"),
         )
 
     def prepare(self) -> Enrolment:
@@ -138,9 +143,18 @@ def test_nothing_is_done_with_a_foreign_site(scene: Scene) -> None:
 
 def test_a_record_of_another_node_is_refused(scene: Scene) -> None:
     record = record_of(scene.prepare())
-    scene.config.node_record.write_bytes(dataclasses.replace(record, machine="other").to_bytes())
+    keys = evidence.node_keys(2)
+    other = dataclasses.replace(record, keys=keys, node_id=keys.node_id, machine="other")
+    scene.config.node_record.write_bytes(other.to_bytes())
     with pytest.raises(NodeosError, match=r"belongs to the node .* on the machine other"):
         scene.prepare()
+
+
+def test_a_record_of_the_former_tpm_is_fetched_anew(scene: Scene) -> None:
+    """The keys are ours and the machine is another: the state was recovered on another TPM."""
+    record = record_of(scene.prepare())
+    scene.config.node_record.write_bytes(dataclasses.replace(record, machine="other").to_bytes())
+    assert scene.prepare().record is None
 
 
 def test_a_damaged_record_is_told(scene: Scene) -> None:

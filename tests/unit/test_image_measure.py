@@ -193,10 +193,10 @@ def test_no_esp(tmp_path: Path) -> None:
         measure.esp_offset(make_disk(tmp_path / "disk", None))
     empty = tmp_path / "empty"
     empty.write_bytes(bytes(4096))
-    with pytest.raises(UsageError, match="no GPT disk image"):
+    with pytest.raises(UsageError, match="no partition table"):
         measure.esp_offset(empty)
     empty.write_bytes(b"")
-    with pytest.raises(UsageError, match="no GPT disk image"):
+    with pytest.raises(UsageError, match="no partition table"):
         measure.esp_offset(empty)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,3 +71,11 @@ def test_half_fetched_is_not_taken_for_whole(name: str, pip: Pip, locks: Path, t
     pip.fails_at = None
     folder = wheels.fetch(locks, tmp_path / "wheels")
     assert sorted(path.name for path in folder.glob("*.whl")) == ["build.txt.whl", "node.txt.whl"]
+
+
+def test_hashes_of_what_was_fetched(tmp_path: Path) -> None:
+    (tmp_path / "a-1-py3-none-any.whl").write_bytes(b"a")
+    (tmp_path / "b-1.tar.gz").write_bytes(b"b")
+    (tmp_path / ".locks").write_bytes(b"not a package")
+    expected = {hashlib.sha256(data).hexdigest() for data in (b"a", b"b")}
+    assert wheels.hashes(tmp_path) == expected

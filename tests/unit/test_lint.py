@@ -58,5 +58,5 @@ def test_layers() -> None:
 def test_shellcheck() -> None:
     scripts = shell_scripts()
     names = {path.name for path in scripts}
-    assert {"state", "setup-host", "postinst", "finalize", "build.chroot", "no-shell", "run"} <= names
+    assert {"setup-host", "postinst", "finalize", "build.chroot", "no-shell", "run"} <= names
     lint(find_tool("shellcheck", package="shellcheck"), *scripts)

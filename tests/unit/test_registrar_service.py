@@ -65,7 +65,12 @@ def test_whole_path(registrar: Registrar) -> None:
     assert done.node is not None
     assert str(done.node.node_id) == node["node_id"]
     assert done.node.keys == machine.keys
-    assert registrar.events(machine) == ["requested", "evidence-accepted", "approved"]
+    assert registrar.events(machine) == [
+        "requested",
+        "recovery-escrowed",
+        "evidence-accepted",
+        "approved",
+    ]
 
 
 def test_node_attests_again_and_keeps_its_history(registrar: Registrar) -> None:
@@ -103,10 +108,10 @@ def test_node_with_other_keys_fails_but_stays_a_node(registrar: Registrar) -> No
     assert registrar.operators.node(caller(), machine.id)["attestation"]["state"] == "passed"
 
 
-def test_changed_firmware_is_shown_to_the_operator(registrar: Registrar) -> None:
-    machine = ev.Machine(made_this_boot=False)
+def test_what_is_watched_is_shown_to_the_operator(registrar: Registrar) -> None:
+    machine = ev.Machine(memory_encryption="absent")
     outcome = registrar.attest(machine)
-    assert (outcome.state, codes(outcome)) == (EnrolmentState.PENDING, ["volume.not_new"])
+    assert (outcome.state, codes(outcome)) == (EnrolmentState.PENDING, ["fingerprint.memory_encryption"])
     details = registrar.operators.enrolment(caller(), machine.id)
     assert details["attestation"]["state"] == "watch"
     assert details["fingerprint"]["inventory"]["cpu"]["threads"] == 64
@@ -128,7 +133,7 @@ def test_same_evidence_sent_again_gives_the_same_outcome(registrar: Registrar) -
     challenge = registrar.service.request(machine.request().to_bytes())
     body = machine.answer(challenge).to_bytes()
     assert registrar.service.evidence(machine.id, body) == registrar.service.evidence(machine.id, body)
-    assert registrar.events(machine) == ["requested", "evidence-accepted"]
+    assert registrar.events(machine) == ["requested", "recovery-escrowed", "evidence-accepted"]
 
 
 def test_nonce_is_good_once(registrar: Registrar) -> None:

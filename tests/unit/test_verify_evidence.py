@@ -127,8 +127,10 @@ def expected(machine: ev.Machine, **changes: object) -> Expected:
     base = Expected(
         nonce=NONCE,
         secret=SECRET,
+        machine=machine.id,
         ak_public=machine.ak_area,
         site_document=machine.site.to_bytes(),
+        escrowed={},
         releases={"1.0.0": ev.release()},
         profile=load_profile("gen1"),
         clock=None,
@@ -164,6 +166,7 @@ def test_honest_evidence_passes_every_check() -> None:
         "release",
         "update",
         "volume",
+        "recovery",
         "identity",
         "fingerprint",
         "possession",
@@ -477,7 +480,7 @@ ENROLLED: dict[str, Callable[[ev.Machine], None]] = {
     ),
     "identity.committee": lambda m: setattr(m, "keys", replace(m.keys, committee=ev.node_keys(2).committee)),
     "volume.remade": lambda m: setattr(m, "made_this_boot", True),
-    "volume.luks_uuid": lambda m: setattr(m, "luks_uuid", "another"),
+    "volume.luks_uuid": lambda m: setattr(m, "luks_uuid", "2" * 8 + m.luks_uuid[8:]),
     "pcr.15": lambda m: setattr(m, "volume", b"another key"),
 }
 
