@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from image import efivars, measure
 from image.keys import KeySet, Pin
+from nodeos.core import secureboot
 from nodeos.core.errors import UsageError
 from nodeos.core.release import AcceptedPcr7
 
@@ -72,16 +74,32 @@ def _forbidden(keys: KeySet) -> list[tuple[str, list[x509.Certificate]]]:
     return [("all retired", certificates), (before, certificates[:-1])]
 
 
-def accepted(states: Sequence[State], authority: x509.Certificate) -> list[AcceptedPcr7]:
-    """PCR 7 of each state, when images signed by ``authority`` are started."""
-    return [
-        AcceptedPcr7(
-            name=state.name,
-            sha256=measure.pcr7_of_lists(state.lists, bank="sha256", authority=authority),
-            sha384=measure.pcr7_of_lists(state.lists, bank="sha384", authority=authority),
-        )
-        for state in states
-    ]
+def accepted(
+    states: Sequence[State], authority: x509.Certificate, before: x509.Certificate | None = None
+) -> list[AcceptedPcr7]:
+    """PCR 7 of each state, when images signed by ``authority`` are started.
+
+    ``before`` signed the release before this one: a node takes the new boot loader after the blessing, so that the
+    way back stays open. Until then the old signer is measured first, with the old boot loader.
+    """
+    signer = authority.public_bytes(Encoding.DER)
+    found = [_accepted(state, state.name, [signer]) for state in states]
+    if before is not None:
+        old = before.public_bytes(Encoding.DER)
+        found += [
+            _accepted(state, f"{state.name}; boot loader by the retired key", [old, signer])
+            for state in states
+            if secureboot.lets_start(state.lists, old) is None
+        ]
+    return found
+
+
+def _accepted(state: State, name: str, signers: Sequence[bytes]) -> AcceptedPcr7:
+    return AcceptedPcr7(
+        name=name,
+        sha256=secureboot.pcr7(state.lists, signers, "sha256"),
+        sha384=secureboot.pcr7(state.lists, signers, "sha384"),
+    )
 
 
 def update_time(epoch: int) -> datetime.datetime:

@@ -135,7 +135,9 @@ def make_signatures(
             hint="the image was built with other keys, or before they were rotated: build it again with --keys",
         )
     states = secureboot.states(keys)
-    accepted = secureboot.accepted(states, keys.certificate("db"))
+    retired = keys.retired("db")
+    before = retired[-1].certificate("db") if retired else None
+    accepted = secureboot.accepted(states, keys.certificate("db"), before)
     known = {item.sha256: item.name for item in accepted}
     for item in pcr7:
         if item.sha256 in known:

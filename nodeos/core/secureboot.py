@@ -43,8 +43,8 @@ def updated(current: bytes, data: bytes, *, append: bool) -> bytes:
     return current + to_lists([entry for entry in parse_lists(data) if entry not in known])
 
 
-def pcr7(lists: Mapping[str, bytes], authorities: Sequence[bytes]) -> bytes:
-    """PCR 7 (SHA-256) with Secure Boot on and these values of PK, KEK, db and dbx.
+def pcr7(lists: Mapping[str, bytes], authorities: Sequence[bytes], bank: str = "sha256") -> bytes:
+    """PCR 7 with Secure Boot on and these values of PK, KEK, db and dbx.
 
     ``authorities`` are the signers' certificates (DER) of the images in the order in which they start; firmware
     measures each once. Raises UsageError if it would refuse one of them.
@@ -54,9 +54,9 @@ def pcr7(lists: Mapping[str, bytes], authorities: Sequence[bytes]) -> bytes:
     measured = [_variable_data(*variable) for variable in variables] + [_SEPARATOR]
     for certificate in dict.fromkeys(authorities):
         measured.append(_variable_data(IMAGE_SECURITY_DATABASE, "db", _authority(lists, certificate)))
-    value = bytes(32)
+    value = bytes(hashlib.new(bank).digest_size)
     for data in measured:
-        value = hashlib.sha256(value + hashlib.sha256(data).digest()).digest()
+        value = hashlib.new(bank, value + hashlib.new(bank, data).digest()).digest()
     return value
 
 

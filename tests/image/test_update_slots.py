@@ -35,9 +35,9 @@ mount --rbind /sys "$DIR/root/sys"
 mount -t proc proc "$DIR/root/proc"
 for name in run tmp var/tmp; do mount -t tmpfs tmpfs "$DIR/root/$name"; done
 mount --bind "$DIR/os-release" "$DIR/root/usr/lib/os-release"
-mount --bind "$DIR" "$DIR/root/mnt"
+mount --bind "$DIR" "$DIR/root/media"
 exec chroot "$DIR/root" \
-    /usr/lib/systemd/systemd-sysupdate --definitions=/mnt/definitions --verify=no update "$VERSION"
+    /usr/lib/systemd/systemd-sysupdate --definitions=/media/definitions --verify=no update "$VERSION"
 """
 
 
@@ -132,8 +132,8 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
             (tmp_path / name).mkdir(parents=True)
         for path in sorted((SOURCE / "image/extra/usr/lib/sysupdate.d").iterdir()):
             text = path.read_text().replace("Path=auto", f"Path={loop}")
-            text = text.replace("/var/lib/nodeos/update/incoming", "/mnt/incoming")
-            text = text.replace("Path=/EFI/Linux\nPathRelativeTo=esp", "Path=/mnt/esp/EFI/Linux")
+            text = text.replace("/var/lib/nodeos/update/incoming", "/media/incoming")
+            text = text.replace("Path=/EFI/Linux\nPathRelativeTo=esp", "Path=/media/esp/EFI/Linux")
             (tmp_path / "definitions" / path.name).write_text(text)
         made = layout.plan(
             layout.MINIMUM, SECTOR, version="1.0", root_hash=root_hash("1.0"), disk_uuid=uuid.UUID(int=5)
