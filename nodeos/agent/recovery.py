@@ -98,12 +98,13 @@ class Recovery:
     backoff: Backoff = field(default_factory=Backoff)
 
     def keep_asking(self) -> None:
-        """Until the volume is sealed anew and the machine restarts, or StopRequested."""
-        while (delay := self.once()) is not None:
-            self.stop.wait(delay)
+        """Until StopRequested, which comes with the restart too."""
+        while True:
+            self.stop.wait(self.once())
 
-    def once(self) -> float | None:
-        """Ask once and wait for the operator. None once the machine restarts, else the seconds to wait."""
+    def once(self) -> float:
+        """Ask once and wait for the operator; with the answer the machine restarts. Returns the seconds until the
+        next time."""
         try:
             fresh = _fresh_key()
             session, digest, outcome = self._ask(fresh.public_key)
@@ -185,7 +186,7 @@ class Recovery:
             self.backoff.reset()
             return outcome
 
-    def _open(self, key: RecoveryKey) -> float | None:
+    def _open(self, key: RecoveryKey) -> float:
         try:
             self.volume.recover(self.locked.report.device, key)
         except NodeosError as error:
@@ -194,7 +195,7 @@ class Recovery:
         # The boot that comes is an ordinary one.
         self.console.tell(STEP, "the state is sealed to this TPM again; the machine restarts")
         self.reboot()
-        return None
+        return SLOW
 
     def _refused(self, message: str, findings: tuple[Finding, ...]) -> float:
         delay = jittered(SLOW)

@@ -51,7 +51,6 @@ def run_agent(config: Config, parts: Parts, console: Console, stop: Stop) -> Non
         with told_system_errors(), only_agent(config.state):
             if volume.read_report(config.volume_report).mode is Mode.LOCKED:
                 prepare_recovery(config, parts, console, stop).keep_asking()
-                return
             enrolment = prepare(config, parts, console, stop)
             enrolment.keep_attested(config.period)
     except NodeosError as error:

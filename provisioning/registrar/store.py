@@ -436,7 +436,8 @@ class Transaction:
         )
 
     def use_recoveries(self, machine: str, at: int) -> None:
-        """The machine has its state again: what was answered is over."""
+        """The machine has its state again: what was answered is over, and nothing waits any more."""
+        self._db.execute("DELETE FROM recovery WHERE machine = ? AND answer IS NULL", (machine,))
         self._db.execute(
             "UPDATE recovery SET used_at = ? WHERE machine = ? AND answer IS NOT NULL AND used_at IS NULL",
             (at, machine),

@@ -96,7 +96,7 @@ class World:
                 measure_boot(tpm, self.config, locked=locked)
             yield tcti
 
-    def boot(self, tcti: str, *acts: Any) -> Listener:
+    def boot(self, tcti: str, *acts: Any, console: Listener | None = None) -> None:
         """Run the agent until its waits are used up; each act takes the place of one."""
 
         def rebooted() -> None:
@@ -110,9 +110,8 @@ class World:
             locked_volume=self.volume,
             reboot=rebooted,
         )
-        console = Listener(self.folder)
-        run_agent(self.config, parts, console, OperatorNearby(acts=list(acts)))
-        return console
+        stop = OperatorNearby(acts=list(acts))
+        run_agent(self.config, parts, console or Listener(self.folder), stop)
 
 
 class Over(Exception):
@@ -171,8 +170,9 @@ def test_a_cleared_tpm_gets_its_node_back(world: World) -> None:
             done = world.operator("node", "recover", machine, "--evidence", waiting["evidence"])
             assert done["node_id"] == record["node_id"]
 
-        with world.power(locked=True) as tcti:
-            console = world.boot(tcti, recover)
+        console = Listener(world.folder)
+        with world.power(locked=True) as tcti, pytest.raises(Over):
+            world.boot(tcti, recover, over, console=console)
         assert world.volume.opened == [str(world.folder / "volume.luks")]
         assert world.reboots == 1
         assert "restarts" in console.words.getvalue()

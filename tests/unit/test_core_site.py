@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nodeos.core.errors import RefusedError
 from nodeos.core.principal import Principal
 from nodeos.core.site import SIGNATURE_DOMAIN, Network, SignedSite, SiteConfig
-from nodeos.core.wire import ParseError
+from nodeos.core.wire import ParseError, b64
 from tests.support.evidence import RECOVERY, spki
 
 SITE = SiteConfig(
@@ -125,3 +125,28 @@ def test_each_wrong_field_is_named(mutate: Callable[[dict[str, Any]], None], wor
     mutate(document)
     with pytest.raises(ParseError, match=words):
         SiteConfig.parse(json.dumps(document).encode())
+
+
+def with_operator_key(value: object) -> bytes:
+    document = json.loads(SITE.to_bytes())
+    if value is None:
+        del document["operator_key"]
+    else:
+        document["operator_key"] = value
+    return json.dumps(document).encode()
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (None, "operator_key: missing"),
+        (b64(b"no key"), "not a public key in DER"),
+        (b64(spki(Ed25519PrivateKey.generate())), "neither a P-256 nor a secp256k1 key"),
+        (b64(spki(ec.generate_private_key(ec.SECP384R1()))), "neither a P-256 nor a secp256k1 key"),
+        (b64(spki(RECOVERY) + b"\0"), "operator_key: "),
+    ],
+)
+def test_a_site_needs_a_key_that_recovery_keys_can_be_encrypted_to(key: str | None, words: str) -> None:
+    with pytest.raises(ParseError, match=words) as caught:
+        SiteConfig.parse(with_operator_key(key))
+    assert key is not None or "nodeos media make --operator-key" in (caught.value.hint or "")
