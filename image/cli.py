@@ -177,15 +177,20 @@ def show(ctx: click.Context, release: Path) -> None:
     "--image",
     "image_",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The medium to flash on a new machine.",
+    help="The disk image of a new machine, from `nodeos install --file`. [default: an empty disk]",
+)
+@click.option(
+    "--medium",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Start this installation medium first: an .iso as a disc, another as a USB stick.",
 )
 @click.option("--forward", multiple=True, metavar="HOST:GUEST", help="Forward a loopback port to the guest.")
 @click.option("--seconds", type=click.IntRange(1), help="Press the power button after so long.")
 @click.pass_context
 def boot(  # noqa: PLR0917 - click calls it by keyword
-    ctx: click.Context, machine: Path, work: Path, image_: Path | None, forward: tuple[str, ...],
-         seconds: int | None) -> None:  # fmt: skip
-    """Switch a virtual machine on. MACHINE is its folder, made from --image if it isn't there yet.
+    ctx: click.Context, machine: Path, work: Path, image_: Path | None, medium: Path | None,
+         forward: tuple[str, ...], seconds: int | None) -> None:  # fmt: skip
+    """Switch a virtual machine on. MACHINE is its folder, made if it isn't there yet.
 
     Secure Boot is enforced and the TPM is a software one with a test manufacturer's certificate. Ctrl-C presses
     the power button.
@@ -197,12 +202,12 @@ def boot(  # noqa: PLR0917 - click calls it by keyword
     work = work.absolute()
     ports = dict(_port_pair(item) for item in forward)
     if not machine.exists():
-        if image_ is None:
-            raise UsageError(f"{machine} is not there", hint="name the medium to flash with --image")
+        if image_ is None and medium is None:
+            raise UsageError(f"{machine} is not there", hint="name its disk with --image, or a --medium")
         Machine.make(machine.absolute(), image=image_, ca=ManufacturerCa.create(work / "manufacturer"))
     accelerator = choose_accelerator(work / "probe")
     box = Machine(directory=machine.absolute())
-    with switch_on(box, accelerator=accelerator, forward=ports) as vm:
+    with switch_on(box, accelerator=accelerator, forward=ports, medium=medium) as vm:
         click.echo(f"on ({accelerator}); console: {box.console}", err=True)
         try:
             deadline = time.monotonic() + seconds if seconds else None

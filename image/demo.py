@@ -23,19 +23,20 @@ from typing import Any
 
 from hsm.softhsm import SoftHsm
 from hsm.softtpm import ManufacturerCa
-from image import builder
+from image import builder, sign
 from image.keys import keys_of
 from image.packages import Policy, drift_of
+from image.release_dir import ReleaseDir
 from image.steps import Step, Steps
 from image.vm import Machine, Vm, choose_accelerator, switch_on
 from nodeos.core.errors import NodeosError, ToolError, UsageError
 from nodeos.core.files import write_atomic
-from nodeos.core.release import Release, Variant
+from nodeos.core.release import Variant
 from nodeos.core.run import end, scrubbed_environment
 from nodeos.core.run import run as run_program
 
 DATA_CENTER = "demo-dc"
-REWARD_TYPE = "type1"
+REWARD_TYPE = "dev"
 _GUEST_SEES_HOST = "10.0.2.2"
 _REPLICA_PORT = 8080
 # Software emulation is slow, and a build machine may be busy: these are for what hangs, not for what is slow.
@@ -127,10 +128,10 @@ def run(*, source: Path, work: Path, as_json: bool) -> Result:
 
 def _run(context: Context, stack: ExitStack) -> None:
     steps, facts = context.steps, context.result.facts
-    with steps.step("Build the node image") as step:
-        built = build_image(context, step)
-    with steps.step("Prepare the site: registrar, operator's token, medium") as step:
-        prepare(context, built, step)
+    with steps.step("Build and sign the node image") as step:
+        release = build_image(context, step)
+    with steps.step("Prepare the site: registrar, operator's token, disk") as step:
+        prepare(context, release, step)
         stack.enter_context(serve_registrar(context))
         facts["accelerator"] = choose_accelerator(context.path("probe"))
         step.notes.append(f"virtual machine by {facts['accelerator']}")
@@ -154,7 +155,7 @@ def _run(context: Context, stack: ExitStack) -> None:
         vm.power_button(seconds=240)
 
 
-def build_image(context: Context, step: Step) -> builder.Built:
+def build_image(context: Context, step: Step) -> ReleaseDir:
     """Step 1. Keys are made once and kept: a new build is an update, not another product."""
     keys = keys_of(context.work, Variant.RELEASE)
     # A demo must run on any day: where a locked package can't be had it takes the mirror's, and says so.
@@ -165,11 +166,12 @@ def build_image(context: Context, step: Step) -> builder.Built:
     drifted = drift_of(unsigned.directory)
     if drifted:
         step.notes.append(f"not the locked packages: {len(drifted)} differ, see packages.json")
-    built = builder.Built.at(context.work / "image" / Variant.RELEASE / "release")
-    release = Release.parse(built.release.read_bytes())
-    size = release.artefacts[built.disk.name].size >> 20
-    packages = builder.package_count(built.directory)
-    uki = release.artefacts[built.uki.name].size >> 20
+    context.steps.say("signing")
+    signed = sign.sign(unsigned, keys, context.work / "image/release/release", pin=_no_pin)
+    release = signed.release
+    size = sum(item.size for item in release.artefacts.values()) >> 20
+    packages = builder.package_count(signed.directory)
+    uki = release.artefacts[signed.uki.name].size >> 20
     step.notes.append(f"release {release.version}: {size} MiB, UKI {uki} MiB, {packages} packages")
     step.notes.append(f"root hash {release.root_hash.hex()}")
     context.result.facts["release"] = {
@@ -182,10 +184,14 @@ def build_image(context: Context, step: Step) -> builder.Built:
             **{f"11 after {phase}": value.hex() for phase, value in release.pcr11["sha256"].items()},
         },
     }
-    return built
+    return signed
 
 
-def prepare(context: Context, built: builder.Built, step: Step) -> None:
+def _no_pin(name: str) -> str:
+    raise UsageError(f"the demo's key {name} is not in a file", hint="use keys that the demo made itself")
+
+
+def prepare(context: Context, release: ReleaseDir, step: Step) -> None:
     """Step 2: what a site has before its first machine is switched on."""
     fresh_directory(context.directory)
     keys = keys_of(context.work, Variant.RELEASE)
@@ -205,7 +211,7 @@ def prepare(context: Context, built: builder.Built, step: Step) -> None:
     context.nodeos("registrar", "trust", "add", "--dir", registrar, ca.roots)
     context.nodeos(
         "registrar", "release", "add", "--dir", registrar, "--release-key", keys.public_file("release"),
-        built.release,
+        release.manifest,
     )  # fmt: skip
     context.nodeos(
         "registrar", "dc", "add", "--dir", registrar, "--dc", DATA_CENTER,
@@ -213,16 +219,20 @@ def prepare(context: Context, built: builder.Built, step: Step) -> None:
         "--reward-type", REWARD_TYPE, "--site-key", keys.public_file("site"),
     )  # fmt: skip
     context.registrar_port, context.replica_port = free_port(), free_port()
-    context.steps.say("the medium and the machine")
-    medium = context.path("medium.raw")
+    context.steps.say("the site's configuration, the machine and its disk")
     context.nodeos(
-        "media", "make", medium, "--image", built.disk, "--site-key", keys.path("site.key"),
-        "--dc", DATA_CENTER, "--registrar", f"https://{_GUEST_SEES_HOST}:{context.registrar_port}",
+        "media", "site", context.path("site"), "--site-key", keys.path("site.key"), "--dc", DATA_CENTER,
+        "--registrar", f"https://{_GUEST_SEES_HOST}:{context.registrar_port}",
         "--ca", registrar / "ca.pem", "--operator", operator["principal"],
         "--operator-key", context.path("operator.json"), "--reward-type", REWARD_TYPE,
     )  # fmt: skip
-    Machine.make(context.path("machine"), image=medium, ca=ca)
-    medium.unlink()
+    disk = context.path("disk.raw")
+    context.nodeos(
+        "install", release.directory, "--file", disk, "--size", str(8 << 30), "--site", context.path("site"),
+        "--site-key", keys.public_file("site"), "--release-key", keys.public_file("release"),
+    )  # fmt: skip
+    Machine.make(context.path("machine"), image=disk, ca=ca)
+    disk.unlink()
     step.notes.append(f"operator {operator['principal']}")
     context.result.facts["operator"] = operator["principal"]
 

@@ -2,8 +2,6 @@
 
 All three hold the same signed installer, and so end at the same root hash on the disk. The same release, site and
 token give the same bytes: time stamps are the release's, identifiers are derived from the content.
-
-``make`` is the old way: a copy of the raw image of a node with the configuration in it.
 """
 
 from __future__ import annotations
@@ -24,11 +22,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from image import installer, pe
-from image.measure import esp_of
-from image.vm import copy_sparse
 from nodeos.core import gpt
 from nodeos.core.errors import UsageError
-from nodeos.core.files import read_file
+from nodeos.core.files import read_file, write_atomic
 from nodeos.core.run import find_tool, run
 from nodeos.core.site import SIGNATURE_DOMAIN, SignedSite, SiteConfig
 
@@ -256,31 +252,21 @@ def sign(site: SiteConfig, key: Ed25519PrivateKey) -> SignedSite:
     return SignedSite(document=document, signature=key.sign(SIGNATURE_DOMAIN + document))
 
 
-def make(image: Path, site: SignedSite, target: Path) -> None:
-    """Write a copy of ``image`` to ``target`` with the site's configuration on its EFI system partition.
-
-    A target that is there already is refused. If ``image`` is a medium itself, the new site takes the place of the
-    old one in the copy.
-    """
-    if target.exists():
-        raise UsageError(f"{target} is there already", hint="name another file; nothing is overwritten")
-    mcopy = find_tool("mcopy", package="mtools")
-    fresh = target.with_name(f".{target.name}.new")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        copy_sparse(image, fresh)
-        esp = esp_of(fresh)
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "nodeos"
-            folder.mkdir()
-            (folder / "site.json").write_bytes(site.document)
-            (folder / "site.sig").write_bytes(site.signature)
-            # -D o: overwrite what has the same name, and ask nobody.
-            run(
-                [mcopy, "-s", "-D", "o", "-i", esp, folder, "::"],
-                what="writing the site configuration",
-                stdin=b"",
+def write_site(site: SignedSite, directory: Path) -> None:
+    """Write ``site.json`` and ``site.sig``. Raises UsageError if one of them is there already."""
+    files = {"site.json": site.document, "site.sig": site.signature}
+    for name in files:
+        if (directory / name).exists():
+            raise UsageError(
+                f"{directory / name} is there already", hint="name another folder; nothing is overwritten"
             )
-        fresh.rename(target)
-    finally:
-        fresh.unlink(missing_ok=True)
+    for name, data in files.items():
+        write_atomic(directory / name, data)
+
+
+def read_site(directory: Path) -> SignedSite:
+    """What ``write_site`` wrote. The signature is for the machine to check, which has the key."""
+    return SignedSite(
+        document=read_file(directory / "site.json", "the site configuration", limit=1 << 16),
+        signature=read_file(directory / "site.sig", "the site's signature", limit=1 << 10),
+    )

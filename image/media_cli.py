@@ -21,26 +21,7 @@ def commands() -> None:
 
 
 @commands.command()
-@click.argument("target", type=click.Path(path_type=Path))
-@click.option("--release", type=click.Path(path_type=Path), help="A signed release directory, for --kind.")
-@click.option(
-    "--kind", type=click.Choice(["usb", "iso", "http"]), default="usb", show_default=True,
-    help="A USB disk's image, an ISO image, or a folder for HTTP boot.",
-)  # fmt: skip
-@click.option(
-    "--erase",
-    type=click.Path(path_type=Path),
-    help="A token that lets the installer erase one machine's disk.",
-)
-@click.option(
-    "--disk", metavar="SERIAL", help="Install on the disk with this serial. [default: the largest empty disk]"
-)
-@click.option(
-    "--image",
-    "image_",
-    type=click.Path(path_type=Path, exists=True),
-    help="Instead of an installer: the disk image of a release (nodeos.raw), to be flashed itself.",
-)
+@click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--site-key", type=click.Path(path_type=Path), required=True, help="The site key that signs.")
 @click.option("--dc", required=True, help="The data centre's id, as the registrar knows it.")
 @click.option("--registrar", required=True, help="The registrar's address, https://…")
@@ -55,18 +36,16 @@ def commands() -> None:
     help="The operator's recovery key: the identity file of `nodeos operator init`, or a public key (PEM, DER).",
 )
 @click.option("--reward-type", required=True, help="The node reward type, such as type1.")
+@click.option(
+    "--disk", metavar="SERIAL", help="Install on the disk with this serial. [default: the largest empty disk]"
+)
 @click.option("--address", multiple=True, metavar="ADDRESS/PREFIX", help="A static address. [default: DHCP]")
 @click.option("--gateway", multiple=True, help="A gateway for static addresses.")
 @click.option("--dns", multiple=True, help="A name server for static addresses.")
 @click.pass_context
-def make(  # noqa: PLR0917 - click calls it by keyword
+def site(  # noqa: PLR0917 - click calls it by keyword
     ctx: click.Context,
-    target: Path,
-    release: Path | None,
-    kind: str,
-    erase: Path | None,
-    disk: str | None,
-    image_: Path | None,
+    directory: Path,
     site_key: Path,
     dc: str,
     registrar: str,
@@ -74,48 +53,71 @@ def make(  # noqa: PLR0917 - click calls it by keyword
     operator: str,
     operator_key: Path,
     reward_type: str,
+    disk: str | None,
     address: tuple[str, ...],
     gateway: tuple[str, ...],
     dns: tuple[str, ...],
 ) -> None:
-    """Write TARGET: an installer with the signed configuration of one site.
+    """Write the signed configuration of one site, site.json and site.sig, into DIRECTORY.
 
-    Write a usb or iso medium to a stick (`nodeos flash`), or show the ISO image to a machine as a disc; serve an
-    http folder as it is. The installer and what it installs are the same on all three. With DHCP one medium serves
-    all machines of the site, with static addresses each machine has its own. Nothing is overwritten.
+    With DHCP one configuration serves all machines of the site, with static addresses each machine has its own.
+    Nothing is overwritten.
     """
     from hsm.identity import read_recovery_key
     from hsm.pin import read_pin
     from image import media
 
-    network = _network(address, gateway, dns)
-    site = SiteConfig(
+    config = SiteConfig(
         data_center=dc,
         registrar_url=registrar,
         registrar_ca=_certificates(ca),
         operator=Principal.parse(operator),
         operator_key=read_recovery_key(operator_key, lambda: read_pin(None)),
         node_reward_type=reward_type,
-        network=network,
+        network=_network(address, gateway, dns),
         install_disk=disk,
     )
     # What the node would refuse is refused here, where it costs nothing.
-    SiteConfig.parse(site.to_bytes(), "the site configuration")
-    signed = media.sign(site, media.load_site_key(site_key))
-    if image_ is not None:
-        if release is not None or erase is not None:
-            raise UsageError("--image makes no installer: it goes with neither --release nor --erase")
-        media.make(image_, signed, target)
-        emit(ctx, {"medium": str(target), "data_center": dc}, f"{target}: medium for {dc}")
-        return
-    if release is None:
-        raise UsageError("no release is named", hint="--release DIRECTORY, as `nodeos image sign` makes it")
+    SiteConfig.parse(config.to_bytes(), "the site configuration")
+    media.write_site(media.sign(config, media.load_site_key(site_key)), directory)
+    emit(ctx, {"directory": str(directory), "data_center": dc}, f"{directory}: signed configuration for {dc}")
+
+
+@commands.command()
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--release", type=click.Path(path_type=Path), required=True, help="A signed release directory.")
+@click.option(
+    "--site", "site_", type=click.Path(path_type=Path), required=True,
+    help="The folder that `nodeos media site` made.",
+)  # fmt: skip
+@click.option(
+    "--kind", type=click.Choice(["usb", "iso", "http"]), default="usb", show_default=True,
+    help="A USB disk's image, an ISO image, or a folder for HTTP boot.",
+)  # fmt: skip
+@click.option(
+    "--erase",
+    type=click.Path(path_type=Path),
+    help="A token that lets the installer erase one machine's disk.",
+)
+@click.pass_context
+def make(  # noqa: PLR0917 - click calls it by keyword
+    ctx: click.Context, target: Path, release: Path, site_: Path, kind: str, erase: Path | None
+) -> None:
+    """Write TARGET: an installer with the signed configuration of one site.
+
+    Write a usb or iso medium to a stick (`nodeos flash`), or show the ISO image to a machine as a disc; serve an
+    http folder as it is. The installer and what it installs are the same on all three. Nothing is overwritten.
+    """
+    from image import media
+
     token = None if erase is None else read_file(erase, "erase token", limit=1 << 16)
+    signed = media.read_site(site_)
+    center = SiteConfig.parse(signed.document, str(site_ / "site.json")).data_center
     click.echo(f"making the {kind} medium (some seconds)", err=True)
     content = media.Content.read(release, signed, erase=token)
     media.write(media.Kind(kind), content, target)
-    value = {"medium": str(target), "kind": kind, "data_center": dc, "release": content.release}
-    emit(ctx, value, f"{target}: {kind} medium of release {content.release} for {dc}")
+    value = {"medium": str(target), "kind": kind, "data_center": center, "release": content.release}
+    emit(ctx, value, f"{target}: {kind} medium of release {content.release} for {center}")
 
 
 def _network(addresses: tuple[str, ...], gateways: tuple[str, ...], dns: tuple[str, ...]) -> Network | None:

@@ -1,15 +1,17 @@
-"""A virtual machine as near to a node as QEMU comes: UEFI with Secure Boot enforced, TPM 2.0, two disks.
+"""A virtual machine as near to a node as QEMU comes: UEFI with Secure Boot enforced, TPM 2.0, a disk.
 
 A machine is a folder that keeps what real hardware keeps between boots: firmware variables, the TPM's state,
-both disks. Starting it again is a power cycle.
+the disk. Starting it again is a power cycle.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -25,6 +27,7 @@ from nodeos.core.run import end, find_tool, scrubbed_environment
 
 FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
 BLANK_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+DISK_SERIAL = "disk"
 _KVM = Path("/dev/kvm")
 _KVM_GET_API_VERSION = 0xAE00
 _PROBE_SECONDS = 20
@@ -37,12 +40,8 @@ class Machine:
     directory: Path
 
     @property
-    def boot_disk(self) -> Path:
-        return self.directory / "boot.raw"
-
-    @property
-    def data_disk(self) -> Path:
-        return self.directory / "data.raw"
+    def disk(self) -> Path:
+        return self.directory / "disk.raw"
 
     @property
     def variables(self) -> Path:
@@ -62,8 +61,10 @@ class Machine:
         return self.directory / "console.log"
 
     @classmethod
-    def make(cls, directory: Path, *, image: Path, ca: ManufacturerCa, data_bytes: int = 8 << 30) -> Machine:
-        """A new machine: the image flashed, firmware in setup mode, a TPM of ``ca``, an empty data disk.
+    def make(
+        cls, directory: Path, *, ca: ManufacturerCa, image: Path | None = None, disk_bytes: int = 8 << 30
+    ) -> Machine:
+        """A new machine: firmware in setup mode, a TPM of ``ca``, an empty disk, or one with a copy of ``image``.
 
         A folder that is there already is left alone: UsageError.
         """
@@ -77,9 +78,11 @@ class Machine:
         fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent.absolute()))
         try:
             machine = cls(directory=fresh)
-            copy_sparse(image, machine.boot_disk)
-            with machine.data_disk.open("wb") as file:
-                file.truncate(data_bytes)
+            if image is not None:
+                copy_sparse(image, machine.disk)
+            else:
+                with machine.disk.open("wb") as file:
+                    file.truncate(disk_bytes)
             shutil.copyfile(BLANK_VARIABLES, machine.variables)
             machine.serial.write_text(str(uuid.uuid4()))
             machine.tpm.provision(ca)
@@ -91,16 +94,30 @@ class Machine:
 
 
 def copy_sparse(source: Path, target: Path) -> None:
-    """Copy a disk image and leave its holes out."""
+    """Copy a disk image and leave its holes, and blocks of zeroes, out."""
     chunk = 1 << 20
     zero = bytes(chunk)
-    with source.open("rb") as reader, target.open("wb") as writer:
-        while data := reader.read(chunk):
-            if data == zero[: len(data)]:
-                writer.seek(len(data), os.SEEK_CUR)
-            else:
+    with source.open("rb", buffering=0) as reader, target.open("wb") as writer:
+        size = os.fstat(reader.fileno()).st_size
+        writer.truncate(size)
+        place = 0
+        while (place := _next_data(reader.fileno(), place)) < size:
+            reader.seek(place)
+            data = reader.read(chunk)
+            if data != zero[: len(data)]:
+                writer.seek(place)
                 writer.write(data)
-        writer.truncate()
+            place += len(data)
+
+
+def _next_data(descriptor: int, place: int) -> int:
+    """Where the next data begin; beyond every file if there are none."""
+    try:
+        return os.lseek(descriptor, place, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return sys.maxsize
+        raise
 
 
 @dataclass(slots=True, kw_only=True)
@@ -159,13 +176,15 @@ def switch_on(
     memory_mib: int = 2048,
     processors: int = 2,
     port: Path | None = None,
+    medium: Path | None = None,
     extra: Sequence[str] = (),
 ) -> Iterator[Vm]:
     """Start a machine; on leaving it is off, whatever happened.
 
     ``forward`` maps TCP ports of this host's loopback to ports of the guest, which reaches this host at
     10.0.2.2. ``port``, where given, receives what the guest writes to its virtio port ``nodeos.verdict``.
-    ``extra`` is put behind QEMU's other arguments.
+    ``medium`` is what the firmware tries first: an ISO image (by its name's ending) in a drive, anything else as a
+    USB stick. ``extra`` is put behind QEMU's other arguments.
     """
     qemu = find_tool("qemu-system-x86_64", package="qemu-system-x86")
     if not FIRMWARE.is_file():
@@ -181,10 +200,8 @@ def switch_on(
             "-qmp", f"unix:{directory / 'qmp.sock'},server=on,wait=off",
             "-chardev", f"socket,id=tpm,path={tpm}", "-tpmdev", "emulator,id=tpm0,chardev=tpm",
             "-device", "tpm-crb,tpmdev=tpm0",
-            "-drive", f"if=none,id=boot,format=raw,file={machine.boot_disk}",
-            "-device", "virtio-blk-pci,drive=boot,bootindex=1,serial=boot",
-            "-drive", f"if=none,id=data,format=raw,discard=unmap,file={machine.data_disk}",
-            "-device", "virtio-blk-pci,drive=data,serial=data",
+            "-drive", f"if=none,id=disk,format=raw,discard=unmap,file={machine.disk}",
+            "-device", f"virtio-blk-pci,drive=disk,bootindex=2,serial={DISK_SERIAL}",
             "-netdev", f"user,id=net{forwards}", "-device", "virtio-net-pci,netdev=net,romfile=",
             "-device", "virtio-rng-pci",
         ]  # fmt: skip
@@ -194,6 +211,8 @@ def switch_on(
                 "-chardev", f"file,id=verdict,path={port}",
                 "-device", "virtserialport,chardev=verdict,name=nodeos.verdict",
             ]  # fmt: skip
+        if medium is not None:
+            command += medium_options(medium)
         command += extra
         log = stack.enter_context((directory / "qemu.log").open("ab"))
         process = subprocess.Popen(
@@ -201,6 +220,19 @@ def switch_on(
         )
         stack.callback(end, process)
         yield Vm(machine=machine, process=process, accelerator=accelerator)
+
+
+def medium_options(medium: Path) -> list[str]:
+    """A drive with a disc, or a USB stick, that the firmware starts before the disk."""
+    if medium.suffix == ".iso":
+        return [
+            "-drive", f"if=none,id=medium,format=raw,media=cdrom,readonly=on,file={medium}",
+            "-device", "ide-cd,drive=medium,bus=ide.0,bootindex=1",
+        ]  # fmt: skip
+    return [
+        "-device", "qemu-xhci", "-drive", f"if=none,id=medium,format=raw,file={medium}",
+        "-device", "usb-storage,drive=medium,removable=on,bootindex=1",
+    ]  # fmt: skip
 
 
 def firmware_options(accelerator: str, variables: Path) -> list[str]:
