@@ -155,20 +155,35 @@ def test_install_disk_is_in_the_site() -> None:
     assert "install_disk" not in json.loads(SITE.to_bytes())
 
 
+def call(*words: object) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--json", *map(str, words)])
+    assert caught.value.code == 0
+
+
 def test_command_line_on_a_signed_release(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = generate(tmp_path / "keys")
     build = make_unsigned(tmp_path / "unsigned", (tmp_path / "keys/pcr.pub.pem").read_bytes())
     sign(build, keys, tmp_path / "release", pin=lambda _: "")
     certificate = tmp_path / "ca.pem"
     certificate.write_bytes((tmp_path / "keys/db.crt").read_bytes())
-    words = [
-        "--json", "media", "make", tmp_path / "medium.raw", "--release", tmp_path / "release", "--kind", "usb",
-        "--site-key", tmp_path / "keys/site.key", "--dc", "zh1", "--registrar", "https://registrar.example.org",
-        "--ca", certificate, "--operator", "2vxsx-fae", "--reward-type", "type1", "--disk", "S1",
-    ]  # fmt: skip
-    with pytest.raises(SystemExit) as caught:
-        cli.main([str(word) for word in words])
-    assert caught.value.code == 0
+    operator = tmp_path / "operator.der"
+    operator.write_bytes(SITE.operator_key)
+    call(
+        "media", "site", tmp_path / "site", "--site-key", tmp_path / "keys/site.key", "--dc", "zh1",
+        "--registrar", "https://registrar.example.org", "--ca", certificate, "--operator", "2vxsx-fae",
+        "--operator-key", operator, "--reward-type", "type1", "--disk", "S1",
+    )  # fmt: skip
+    assert json.loads(capsys.readouterr().out)["data_center"] == "zh1"
+    call(
+        "media",
+        "make",
+        tmp_path / "medium.raw",
+        "--release",
+        tmp_path / "release",
+        "--site",
+        tmp_path / "site",
+    )
     assert json.loads(capsys.readouterr().out)["release"] == "1.2.3"
     site = SiteConfig.parse(read_esp(tmp_path / "medium.raw", "nodeos/site.json"))
     assert site.install_disk == "S1"

@@ -25,14 +25,29 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.mark.tpm
 def test_machine(image: Path, tmp_path: Path, manufacturer_ca: ManufacturerCa) -> None:
-    machine = Machine.make(tmp_path / "a/machine", image=image, ca=manufacturer_ca, data_bytes=5 << 30)
+    machine = Machine.make(tmp_path / "a/machine", image=image, ca=manufacturer_ca)
     assert machine.directory == tmp_path / "a/machine"
-    assert machine.boot_disk.read_bytes() == image.read_bytes()
-    assert machine.data_disk.stat().st_size == 5 << 30
-    assert machine.data_disk.stat().st_blocks == 0
+    assert machine.disk.read_bytes() == image.read_bytes()
     assert machine.variables.stat().st_size > 1 << 16
     assert machine.tpm.directory.is_dir()
     assert list(machine.directory.parent.iterdir()) == [machine.directory]
+
+
+@pytest.mark.tpm
+def test_machine_with_an_empty_disk(tmp_path: Path, manufacturer_ca: ManufacturerCa) -> None:
+    machine = Machine.make(tmp_path / "machine", ca=manufacturer_ca, disk_bytes=5 << 30)
+    assert machine.disk.stat().st_size == 5 << 30
+    assert machine.disk.stat().st_blocks == 0
+
+
+def test_an_iso_is_a_disc_and_another_medium_a_stick(tmp_path: Path) -> None:
+    disc = " ".join(vm.medium_options(tmp_path / "medium.iso"))
+    stick = " ".join(vm.medium_options(tmp_path / "medium.raw"))
+    assert "media=cdrom" in disc
+    assert "readonly=on" in disc
+    assert "usb-storage" in stick
+    for words in (disc, stick):
+        assert "bootindex=1" in words
 
 
 def test_folder_that_is_there_is_left_alone(
