@@ -44,6 +44,7 @@ def _path_option(name: str, default: Path, words: str) -> Callable[[F], F]:
 @_path_option("--userspace-log", _DEFAULTS.userspace_log, "systemd's measurement log.")
 @_path_option("--os-release", _DEFAULTS.os_release, "The os-release file of the image.")
 @_path_option("--network-directory", _DEFAULTS.network_directory, "Where a static network is configured.")
+@_path_option("--attested", _DEFAULTS.attested, "File that is made once the node is attested in this boot.")
 @click.option(
     "--period",
     type=click.IntRange(1, 86400),

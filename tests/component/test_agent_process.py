@@ -98,6 +98,7 @@ class Node:
             "--firmware-log": config.firmware_log,
             "--userspace-log": config.userspace_log,
             "--os-release": config.os_release,
+            "--attested": config.attested,
             "--network-directory": config.network_directory,
         }
         options = [str(word) for pair in paths.items() for word in pair]
