@@ -1,8 +1,8 @@
 """Systems of an attacker who holds the machine, its disks and every file of the release, and wants the state.
 
 Each boots the release's own kernel and initrd with a service that does what an attacker would: bring PCR 11 to
-the value that the release's signature allows, then unlock the state volume with the TPM. What came of it is one
-JSON object on a virtio port.
+the value that the release's signature allows, then ask the TPM for the key of the state volume. What came of it is
+one JSON object on a virtio port.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import json
 import shlex
 import shutil
 import struct
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from image.measure import MEASURED_SECTIONS, Uki, esp_of
 from image.mkosi import command as mkosi_command
+from nodeos.core.gpt import Partition
 from nodeos.core.release import BootPhase
 from nodeos.core.run import find_tool, run
 from tests.support.cpio import archive
@@ -25,44 +27,34 @@ from tests.support.cpio import archive
 _SERVICE = """[Unit]
 DefaultDependencies=no
 Wants=systemd-udevd.service systemd-udev-trigger.service dev-tpmrm0.device
-After=systemd-udevd.service systemd-udev-trigger.service dev-tpmrm0.device
+Requires=target.mount
+After=systemd-udevd.service systemd-udev-trigger.service dev-tpmrm0.device target.mount
+SuccessAction=poweroff-force
+FailureAction=poweroff-force
 [Service]
 Type=oneshot
-ExecStart=/bin/bash /attack/run
+RootDirectory=/target
+MountAPIVFS=no
+BindPaths=/dev /run /sys /proc
+BindReadOnlyPaths=/attack:/run/attack
+ExecStart=/usr/bin/python3 -IS /run/attack/run.py
 StandardOutput=journal+console
 StandardError=journal+console
+"""
+_MOUNT = """[Unit]
+DefaultDependencies=no
+[Mount]
+What=/dev/disk/by-partuuid/{root}
+Where=/target
+Type=erofs
+Options=ro
 """
 _TARGET = """[Unit]
 DefaultDependencies=no
 Requires=attack.service
 After=attack.service
 """
-# Raw commands to the TPM: the initrd has no tool that extends a PCR by a digest.
-_SCRIPT = """
-udevadm settle --timeout=60
-modprobe -q virtio_console; modprobe -q dm-crypt
-udevadm settle --timeout=30
-for command in /attack/extend.*; do
-    [ -e "$command" ] || continue
-    exec 3<>/dev/tpm0
-    cat "$command" >&3
-    dd bs=4096 count=1 <&3 >/dev/null 2>&1
-    exec 3>&-
-done
-device=$(lsblk -nro NAME,PARTTYPE | while read -r name type; do
-    [ "$type" = 2d1f0a56-7b1c-4d8e-9c52-6e6f64656f73 ] && echo "/dev/$name"
-done)
-/usr/lib/systemd/systemd-cryptsetup attach stolen "$device" - \\
-    tpm2-device=auto,tpm2-signature=/attack/signature.json,headless=yes,tries=1,luks
-code=$?
-opened=false
-[ -e /dev/mapper/stolen ] && opened=true
-pcr() { cat /sys/class/tpm/tpm0/pcr-sha256/$1 | tr 'A-F' 'a-f'; }
-printf '{"device": "%s", "code": %d, "opened": %s, "pcr7": "%s", "pcr11": "%s"}\\n' \\
-    "$device" "$code" "$opened" "$(pcr 7)" "$(pcr 11)" > /dev/virtio-ports/nodeos.verdict
-sync
-systemctl --force --force poweroff
-"""
+_SCRIPT = Path(__file__).with_name("attack_run.py")
 
 
 def pcr_extend_command(pcr: int, digest: bytes) -> bytes:
@@ -87,15 +79,21 @@ def replay_of_pcr11(uki: Uki) -> list[bytes]:
 def initrd(uki: Uki, *, extend: list[bytes]) -> bytes:
     """The release's initrd with the attack laid over it."""
     files = {
-        "attack/run": (0o755, _SCRIPT.encode()),
+        "attack/run.py": (0o644, _SCRIPT.read_bytes()),
         "attack/signature.json": (0o644, uki.sections[".pcrsig"].rstrip(b"\0")),
         "usr/lib/systemd/system/attack.service": (0o644, _SERVICE.encode()),
+        "usr/lib/systemd/system/target.mount": (0o644, _MOUNT.format(root=_root(uki)).encode()),
         "usr/lib/systemd/system/attack.target": (0o644, _TARGET.encode()),
     }
     for number, digest in enumerate(extend):
         files[f"attack/extend.{number:03}"] = (0o644, pcr_extend_command(11, digest))
     original = uki.sections[".initrd"]
     return original + bytes(-len(original) % 4) + archive(files)
+
+
+def _root(uki: Uki) -> uuid.UUID:
+    """The root partition's UUID: the first half of the root hash."""
+    return uuid.UUID(bytes=uki.root_hash[:16])
 
 
 COMMAND_LINE = "console=ttyS0,115200 quiet rd.systemd.unit=attack.target panic=10"
@@ -106,8 +104,8 @@ class Verdict:
     """What the attacker's system reported."""
 
     device: str
-    code: int
     opened: bool
+    errors: tuple[str, ...]
     pcr7: bytes
     pcr11: bytes
 
@@ -117,8 +115,8 @@ class Verdict:
         value = json.loads(path.read_text())
         return cls(
             device=value["device"],
-            code=value["code"],
             opened=value["opened"],
+            errors=tuple(value["errors"]),
             pcr7=bytes.fromhex(value["pcr7"]),
             pcr11=bytes.fromhex(value["pcr11"]),
         )
@@ -201,9 +199,8 @@ def remove_uki(disk: Path) -> None:
             run([mdel, "-i", esp, name.strip()], what="removing the release's UKI")
 
 
-def put_file_system(disk: Path, *, label: str) -> None:
-    """A file system over the whole disk, as on a disk that somebody used before."""
+def put_file_system(disk: Path, partition: Partition, *, label: str) -> None:
+    """A file system on a partition, as on a disk that somebody used before."""
     mformat = find_tool("mformat", package="mtools")
-    sectors = disk.stat().st_size // 512
-    run([mformat, "-i", disk, "-F", "-v", label, "-T", str(sectors), "-h", "255", "-s", "63", "::"],
-        what="making a file system")  # fmt: skip
+    run([mformat, "-i", f"{disk}@@{partition.start}", "-F", "-v", label, "-T", str(partition.size // 512),
+         "-h", "255", "-s", "63", "::"], what="making a file system")  # fmt: skip

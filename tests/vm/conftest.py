@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from image.vm import Machine, copy_sparse
+from nodeos.core.gpt import Table
 
 SOURCE = Path(__file__).resolve().parents[2]
 WORK = SOURCE / "build"
@@ -54,11 +55,22 @@ def capfd_disabled(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def stolen(demo: Demo, tmp_path: Path) -> Machine:
-    """The demo's machine in an attacker's hands: a copy with the same disks, TPM and firmware variables."""
+    """The demo's machine in an attacker's hands: a copy with the same disk, TPM and firmware variables."""
     assert demo.code == 0, demo.summary["error"]
-    machine = Machine(directory=tmp_path / "stolen")
-    machine.directory.mkdir()
-    for name in ("boot.raw", "data.raw", "firmware-variables.fd", "uuid"):
-        copy_sparse(demo.machine.directory / name, machine.directory / name)
-    demo.machine.tpm.copy(machine.directory / "tpm")
-    return machine
+    return copy_machine(demo.machine, tmp_path / "stolen")
+
+
+def copy_machine(machine: Machine, directory: Path) -> Machine:
+    """A machine that is off, once more."""
+    copy = Machine(directory=directory)
+    copy.directory.mkdir()
+    for source in (machine.disk, machine.variables, machine.serial):
+        copy_sparse(source, copy.directory / source.name)
+    machine.tpm.copy(copy.directory / "tpm")
+    return copy
+
+
+def table_of(disk: Path) -> Table:
+    """The partition table of a disk image."""
+    with disk.open("rb") as file:
+        return Table.parse(lambda place, size: os.pread(file.fileno(), size, place), disk.stat().st_size, 512)

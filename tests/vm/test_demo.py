@@ -49,14 +49,14 @@ def test_the_volume_and_the_counter_outlive_a_power_cycle(demo: Demo) -> None:
     assert demo.summary["canister"]["counter_after_reboot"] == demo.summary["canister"]["counter"] == 2
 
 
-def test_nothing_readable_is_on_the_data_disk(demo: Demo) -> None:
+def test_nothing_readable_is_on_the_disk(demo: Demo) -> None:
     """What the node wrote must not be found by a person who takes the disk."""
     node_id = demo.summary["node"]["node_id"].encode()
     canister = b"nodeos-replica"
     words = [node_id, canister, b"node.json", b"committee.hex", b"PRIVATE KEY", b"SQLite format 3"]
     longest = max(map(len, words))
     tail = b""
-    with demo.machine.data_disk.open("rb") as file:
+    with demo.machine.disk.open("rb") as file:
         while chunk := file.read(1 << 22):
             window = tail + chunk
             if window.count(0) != len(window):
