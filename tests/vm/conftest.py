@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from image.vm import Machine, copy_sparse
-from nodeos.core.gpt import Table
+from image.vm import Machine, choose_accelerator
+from tests.vm.lab import Lab, copy_machine, copy_registrar, serve
 
 SOURCE = Path(__file__).resolve().parents[2]
 WORK = SOURCE / "build"
@@ -34,7 +34,13 @@ class Demo:
 
 @pytest.fixture(scope="session")
 def demo(capfd_disabled: None) -> Demo:
-    """Run the demo as a person does, its progress on this terminal."""
+    """Run the demo as a person does, its progress on this terminal.
+
+    With NODEOS_KEEP_DEMO=1 the one that ran last is taken: for work on single cases.
+    """
+    if os.environ.get("NODEOS_KEEP_DEMO") == "1":
+        summary = json.loads((WORK / "demo/summary.json").read_text())
+        return Demo(code=0 if summary["held"] else 1, summary=summary)
     command = [sys.executable, "-m", "nodeos", "demo", "run"]
     done = subprocess.run(command, cwd=SOURCE, stdin=subprocess.DEVNULL, check=False, timeout=2400)
     summary = json.loads((WORK / "demo/summary.json").read_text())
@@ -60,17 +66,37 @@ def stolen(demo: Demo, tmp_path: Path) -> Machine:
     return copy_machine(demo.machine, tmp_path / "stolen")
 
 
-def copy_machine(machine: Machine, directory: Path) -> Machine:
-    """A machine that is off, once more."""
-    copy = Machine(directory=directory)
-    copy.directory.mkdir()
-    for source in (machine.disk, machine.variables, machine.serial):
-        copy_sparse(source, copy.directory / source.name)
-    machine.tpm.copy(copy.directory / "tpm")
-    return copy
+@pytest.fixture(scope="session")
+def accelerator() -> str:
+    return choose_accelerator(WORK / "probe")
 
 
-def table_of(disk: Path) -> Table:
-    """The partition table of a disk image."""
-    with disk.open("rb") as file:
-        return Table.parse(lambda place, size: os.pread(file.fileno(), size, place), disk.stat().st_size, 512)
+_VERDICTS: list[tuple[str, str, float]] = []
+
+
+@pytest.fixture
+def lab(demo: Demo, accelerator: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """One case of the boot matrix: a registrar of its own, with what the demo's knows."""
+    assert demo.code == 0, demo.summary["error"]
+    made = Lab(
+        demo=WORK / "demo",
+        directory=tmp_path,
+        accelerator=accelerator,
+        registrar=copy_registrar(WORK / "demo/registrar", tmp_path / "registrar"),
+        verdicts=_VERDICTS,
+        case=request.node.name.removeprefix("test_"),
+    )
+    with serve(made.registrar, made.port, tmp_path / "registrar.log"):
+        yield made
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of the boot matrix, and what was left out."""
+    if _VERDICTS:
+        terminalreporter.section("boot matrix")
+        width = max(len(case) for case, _, _ in _VERDICTS)
+        for case, words, seconds in _VERDICTS:
+            terminalreporter.write_line(f"{case:<{width}}  {seconds:5.0f} s  {words[:110]}")
+    left = [item.name for item in terminalreporter.stats.get("deselected", ()) if "vm" in item.keywords]
+    if left:
+        terminalreporter.write_line(f"left out of the boot matrix: {', '.join(sorted(left))}")

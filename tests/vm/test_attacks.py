@@ -14,12 +14,13 @@ import pytest
 from image.keys import KeySet
 from image.measure import Uki
 from image.release_dir import ReleaseDir
-from image.vm import BLANK_VARIABLES, Machine, choose_accelerator, switch_on
+from image.vm import BLANK_VARIABLES, Machine, switch_on
 from nodeos.core import layout
 from nodeos.core.gpt import Partition
 from nodeos.core.release import BootPhase
 from tests.support import attack
-from tests.vm.conftest import WORK, Demo, table_of
+from tests.vm.conftest import WORK, Demo
+from tests.vm.lab import table_of
 
 pytestmark = pytest.mark.vm
 _SECONDS = 420
@@ -29,11 +30,6 @@ _SECONDS = 420
 def built(demo: Demo) -> ReleaseDir:
     assert demo.code == 0, demo.summary["error"]
     return ReleaseDir.read(WORK / "image/release/release")
-
-
-@pytest.fixture(scope="module")
-def accelerator() -> str:
-    return choose_accelerator(WORK / "probe")
 
 
 def test_replayed_pcr_11_without_secure_boot(
