@@ -22,6 +22,7 @@ from image.mkosi import command as mkosi_command
 from nodeos.core.gpt import Partition
 from nodeos.core.release import BootPhase
 from nodeos.core.run import find_tool, run
+from nodeos.install.esp import write_files
 from tests.support.cpio import archive
 
 _SERVICE = """[Unit]
@@ -169,16 +170,13 @@ def _in_tools(work: Path, command: Sequence[str], *, what: str) -> None:
 def plant_entry(disk: Path, kernel: Path, ramdisk: Path) -> None:
     """Let the boot loader start a kernel and an initrd of the attacker's choice instead of the UKI."""
     remove_uki(disk)
-    esp = esp_of(disk)
-    mcopy = find_tool("mcopy", package="mtools")
-    entry = kernel.with_name("entry.conf")
-    entry.write_text(f"title attack\nlinux /kernel.efi\ninitrd /initrd\noptions {COMMAND_LINE}\n")
-    for source, target in (
-        (kernel, "kernel.efi"),
-        (ramdisk, "initrd"),
-        (entry, "loader/entries/attack.conf"),
-    ):
-        run([mcopy, "-D", "o", "-i", esp, source, f"::{target}"], what=f"planting {target}")
+    entry = f"title attack\nlinux /kernel.efi\ninitrd /initrd\noptions {COMMAND_LINE}\n"
+    planted = {
+        "kernel.efi": kernel.read_bytes(),
+        "initrd": ramdisk.read_bytes(),
+        "loader/entries/attack.conf": entry.encode(),
+    }
+    write_files(esp_of(disk), planted)
 
 
 def replace_uki(disk: Path, attack: Path) -> None:
