@@ -10,10 +10,12 @@ import json
 import re
 from dataclasses import dataclass
 
+from nodeos.core import layout
 from nodeos.core.errors import NodeosError
 from nodeos.core.wire import ParseError
 
 STATE_TYPE = "2d1f0a56-7b1c-4d8e-9c52-6e6f64656f73"
+SIGNATURE_TYPE = str(layout.SIGNATURE_TYPE)
 COLUMNS = "NAME,TYPE,PKNAME,PARTUUID,PARTTYPE"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -75,6 +77,16 @@ def find(listing: bytes, boot_partition: str) -> Places:
             hint="the disk was changed after the installation: install the system anew, or remove what was added",
         )
     return Places(disk=disk, boot=boots[0]["name"], state=states[0]["name"])
+
+
+def find_signature(listing: bytes, disk: str, partition: str) -> str | None:
+    """The verity signature partition with the UUID ``partition`` on ``disk``; None unless there is exactly one."""
+    found = [
+        row["name"]
+        for row in _rows(listing)
+        if row["pkname"] == disk and row["partuuid"] == partition and row["parttype"] == SIGNATURE_TYPE
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _rows(listing: bytes) -> list[dict[str, str]]:

@@ -41,6 +41,9 @@ class Host:
 
     # Disks
 
+    def command_line(self) -> bytes:
+        return Path("/proc/cmdline").read_bytes()
+
     def boot_variable(self) -> bytes | None:
         try:
             return _BOOTED_FROM.read_bytes()

@@ -14,6 +14,7 @@ from nodeos.state.disks import NotThereYetError, Places, find, parse_boot_partit
 from nodeos.state.host import Host
 from nodeos.state.making import make
 from nodeos.state.opening import open_volume
+from nodeos.state.root import check_root
 from nodeos.state.site import read_site
 
 _TRIES, _SECONDS = 30, 2.0
@@ -26,6 +27,7 @@ def run(host: Host, tpm: Tpm, *, extra: Path, library: Path) -> StateReport:
     for name in (KEY_FILE, SIGNATURE_FILE):
         write_atomic(host.run / POLICY / name, (extra / name).read_bytes())
     places = find_places(host)
+    check_root(host, places.disk, library)
     report = _decide(host, tpm, booted, places, library)
     write_atomic(host.run / REPORT.name, report.to_bytes())
     if report.mode is Mode.LOCKED:

@@ -8,7 +8,6 @@ holds it against the machine.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from nodeos.core.errors import Finding, RefusedError, UsageError
 from nodeos.core.files import read_file
 from nodeos.core.pe import authenticode, section_contents, signatures
 from nodeos.core.release import BootPhase, Release, Variant, check_signature
+from nodeos.core.signed_data import check_authenticode
 from nodeos.core.statepolicy import PolicySignature, PolicySignatures
-from nodeos.update.signed_data import check_authenticode, check_detached
+from nodeos.core.verity import root_hash_problem, verity_problem
 
 UKI, LOADER, ROOT, VERITY, SIGNATURE = "nodeos.efi", "boot.efi", "root.raw", "verity.raw", "verity-sig.json"
 RELEASE, RELEASE_SIGNATURE = "release.json", "release.sig"
@@ -139,40 +139,6 @@ def read_image(data: bytes, what: str) -> Image:
         )
     check_authenticode(found[0], certificates[0], digest)
     return Image(digest=digest, signer=certificates[0].public_bytes(Encoding.DER))
-
-
-def root_hash_problem(command_line: bytes, root_hash: bytes) -> str | None:
-    words = command_line.rstrip(b"\0\n").split()
-    found = [word.removeprefix(b"roothash=") for word in words if word.startswith(b"roothash=")]
-    if found == [root_hash.hex().encode()]:
-        return None
-    return f"the kernel's command line names {b', '.join(found).decode(errors='replace') or 'no root hash'}"
-
-
-def verity_problem(signature: bytes, root_hash: bytes, trusted: Sequence[x509.Certificate]) -> str | None:
-    """Why the JSON of the signature partition doesn't vouch for the root hash, None if it does.
-
-    Form: systemd's, {"rootHash", "certificateFingerprint", "signature"} (Discoverable Partitions Specification);
-    the signature is over the root hash in lower-case hex.
-    """
-    import base64
-
-    try:
-        value = json.loads(signature.rstrip(b"\0"))
-        named, der = str(value["rootHash"]), base64.b64decode(value["signature"], validate=True)
-    except (ValueError, KeyError, TypeError) as error:
-        return f"the signature of the root hash can't be read: {error}"
-    if named != root_hash.hex():
-        return f"the signature is for the root hash {named}"
-    why = "this system trusts no verity certificate"
-    for certificate in trusted:
-        try:
-            check_detached(der, certificate, named.encode())
-        except UsageError as error:
-            why = error.message
-        else:
-            return None
-    return why
 
 
 def _check_file(directory: Path, name: str, release: Release, advance: Advance | None) -> Finding | None:

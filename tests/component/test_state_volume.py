@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,10 +35,11 @@ from nodeos.state import header as headers
 from nodeos.state import recovery
 from nodeos.state.booted import read_booted
 from nodeos.state.contents import MAKING, MIB, Contents, contents
+from nodeos.state.disks import STATE_TYPE
 from nodeos.state.header import Header
 from nodeos.state.luks import Luks
 from nodeos.state.service import run
-from tests.support import evidence
+from tests.support import evidence, release_keys
 from tests.support.state_machine import KEY, NEW_KEY, SIZE, StateMachine, fingerprint, signed
 
 pytestmark = pytest.mark.tpm
@@ -372,6 +373,54 @@ def test_planted_volume_is_told(machine: StateMachine, soft_tpm: SoftTpm, forged
 
 
 # Refusals: of the release and the site
+
+
+def test_root_hash_is_signed_by_one_of_the_verity_keys(machine: StateMachine, soft_tpm: SoftTpm) -> None:
+    machine.sign_root(by="other", trusted=("verity", "other"))
+    assert boot(machine, soft_tpm).mode is Mode.OPEN
+
+
+@pytest.mark.parametrize("made", [False, True])
+@pytest.mark.parametrize(
+    ("words", "change"),
+    [
+        ("another certificate", lambda m: m.sign_root(by="other")),
+        ("for the root hash", lambda m: m.signature.write_bytes(release_keys.verity_json(bytes(32)))),
+        ("can't be read", lambda m: m.signature.write_bytes(bytes(1 << 20))),
+        ("no signature partition", lambda m: m.rows.pop(1)),
+        ("or more than one", lambda m: m.rows.insert(1, {**m.rows[1], "name": "/dev/vda7"})),
+        ("no signature partition", lambda m: m.rows[1].update(pkname="/dev/vdb")),
+        ("no signature partition", lambda m: m.rows[1].update(parttype=STATE_TYPE.replace("2", "3"))),
+        ("can't be checked", lambda m: (m.library / "verity.crt").unlink()),
+        ("can't be checked", lambda m: (m.library / "verity.crt").write_bytes(b"")),
+        ("expected one root hash", lambda m: setattr(m, "command_line", lambda: b"ro quiet")),
+    ],
+)
+def test_root_that_is_not_vouched_for(
+    machine: StateMachine,
+    soft_tpm: SoftTpm,
+    made: bool,
+    words: str,
+    change: Callable[[StateMachine], object],
+) -> None:
+    if made:
+        boot(machine, soft_tpm)
+        (machine.run / "state.json").unlink()
+    change(machine)
+    before = machine.contents()
+    with pytest.raises(NodeosError, match=words):
+        boot(machine, soft_tpm)
+    assert_untouched(machine, before)
+
+
+def test_a_changed_bit_of_the_signature(machine: StateMachine, soft_tpm: SoftTpm) -> None:
+    data = bytearray(machine.signature.read_bytes())
+    data[data.index(b'"signature": "') + 14] ^= 1
+    machine.signature.write_bytes(data)
+    with pytest.raises(RefusedError) as caught:
+        boot(machine, soft_tpm)
+    assert [finding.code for finding in caught.value.findings] == ["verity.signature"]
+    assert str(machine.signature) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["tpm2-pcr-public-key.pem", "tpm2-pcr-signature.json"])

@@ -19,12 +19,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from hsm.keys import public_der
 from nodeos.core import statepolicy
+from nodeos.core.layout import SIGNATURE_SIZE, signature_uuid
 from nodeos.core.site import SIGNATURE_DOMAIN, SiteConfig
 from nodeos.core.statepolicy import PolicySignature, PolicySignatures
-from nodeos.state.disks import STATE_TYPE
+from nodeos.state.disks import SIGNATURE_TYPE, STATE_TYPE
 from nodeos.state.host import Host
 from nodeos.state.luks import Luks
-from tests.support import evidence
+from tests.support import evidence, release_keys
 
 BOOT_PARTITION = "6b1c7f3e-0d5a-4c39-9f2e-5a1f0c9d7e11"
 SIZE = 48 << 20
@@ -47,8 +48,14 @@ class StateMachine(Host):
         for folder in (self.extra, self.library, self.esp / "nodeos", self.var):
             folder.mkdir(parents=True)
         self.erase()
+        self.root_hash = bytes(range(32))
+        self.signature = directory / "disk4"
+        self.sign_root()
         self.rows = [
             row("/dev/vda", "disk"),
+            row(
+                str(self.signature), "part", "/dev/vda", str(signature_uuid(self.root_hash)), SIGNATURE_TYPE
+            ),
             row("/dev/vda1", "part", "/dev/vda", BOOT_PARTITION),
             row(str(self.device), "part", "/dev/vda", "aa", STATE_TYPE),
         ]
@@ -84,6 +91,13 @@ class StateMachine(Host):
         words = f"security_version = {version}\nrollback_floor = {floor}\n"
         (self.library / "release.toml").write_text(words)
 
+    def sign_root(self, *, by: str = "verity", trusted: tuple[str, ...] = ("verity",)) -> None:
+        """The signature partition, and the certificates in the root."""
+        data = release_keys.verity_json(self.root_hash, by)
+        self.signature.write_bytes(data.ljust(SIGNATURE_SIZE, b"\0"))
+        pems = [release_keys.key(name).certificate.public_bytes(Encoding.PEM) for name in trusted]
+        (self.library / "verity.crt").write_bytes(b"".join(pems))
+
     def site(self, config: SiteConfig) -> None:
         document = config.to_bytes()
         (self.esp / "nodeos/site.json").write_bytes(document)
@@ -100,6 +114,9 @@ class StateMachine(Host):
 
     def say(self, words: str) -> None:
         self.said.append(words)
+
+    def command_line(self) -> bytes:
+        return b"ro quiet roothash=" + self.root_hash.hex().encode() + b"\n"
 
     def boot_variable(self) -> bytes | None:
         return self.variable

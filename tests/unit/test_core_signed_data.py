@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from image import pe, pkcs7
 from nodeos.core.errors import UsageError
-from nodeos.update.candidate import Image, read_image, root_hash_problem, verity_problem
-from nodeos.update.signed_data import check_authenticode, check_detached
+from nodeos.update.candidate import Image, read_image
+from nodeos.core.signed_data import check_authenticode, check_detached
+from nodeos.core.verity import root_hash_of, root_hash_problem, verity_problem
 from tests.support.pe import make_pe
 from tests.support.release_keys import key, signed_image, verity_json
 
@@ -91,3 +92,11 @@ def test_the_root_hash_on_the_command_line() -> None:
     twice = b" ".join([b"roothash=" + HASH.hex().encode()] * 2)
     assert root_hash_problem(twice, HASH) is not None
     assert root_hash_problem(b"roothash=" + bytes(32).hex().encode(), HASH) is not None
+
+
+def test_the_one_root_hash_of_a_command_line() -> None:
+    word = b"roothash=" + HASH.hex().encode()
+    assert root_hash_of(b"ro " + word + b" quiet\n\0") == HASH
+    for line in (b"ro quiet", b"ro " + word + b" " + word, word[:-1], word + b"00", word.replace(b"f", b"F")):
+        with pytest.raises(UsageError, match="expected one root hash"):
+            root_hash_of(line)
