@@ -2,8 +2,8 @@
 
 The command line, which the UKI's signature covers, names the root hash, and dm-verity holds every block of the root
 to it. This is one more key that must have agreed: what was signed for the firmware alone, or written into a slot
-without its signature, opens no state. It is code of the root itself, so it holds back no root that was made not to
-ask; what does is the UKI's signature and the policy that the state is sealed under.
+without its signature, opens no state. It is code of the root itself, so it holds back no root that was made not
+to ask; what does is the UKI's signature and the policy that the state is sealed under.
 """
 
 from __future__ import annotations
@@ -38,13 +38,12 @@ def check_root(host: Host, disk: str, library: Path) -> None:
             f"the root can't be checked: {error}", hint="start or install a signed release"
         ) from error
     device = disks.find_signature(host.disks(), disk, str(layout.signature_uuid(root_hash)))
-    if device is None:
-        why, where = f"{disk} has no signature partition of this release, or more than one", disk
-    else:
-        why, where = verity_problem(host.read(device, 0, layout.SIGNATURE_SIZE), root_hash, trusted), device
+    why: str | None = "no signature partition of this release, or more than one"
+    if device is not None:
+        why = verity_problem(host.read(device, 0, layout.SIGNATURE_SIZE), root_hash, trusted)
     if why is not None:
         raise RefusedError(
             "the signature over the root hash of this system does not hold",
-            (Finding(code="verity.signature", message=f"{where}: {why}"),),
+            (Finding(code="verity.signature", message=f"{device or disk}: {why}"),),
             hint=_HINT,
         )

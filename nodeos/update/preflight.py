@@ -23,9 +23,9 @@ from nodeos.core import layout, secureboot
 from nodeos.core.efilists import Update, certificates, parse_lists
 from nodeos.core.errors import Finding, UsageError
 from nodeos.core.release import Variant
+from nodeos.core.signed_data import check_detached
 from nodeos.update.candidate import ROOT, SIGNATURE, UKI, VARIABLES, VERITY, Candidate, Image
 from nodeos.update.entries import BootEntry, of_version
-from nodeos.core.signed_data import check_detached
 from nodeos.update.versions import older
 
 # Room that stays on the ESP beside the new UKI: vfat's own tables, and the boot loader's files.

@@ -53,9 +53,7 @@ class StateMachine(Host):
         self.sign_root()
         self.rows = [
             row("/dev/vda", "disk"),
-            row(
-                str(self.signature), "part", "/dev/vda", str(signature_uuid(self.root_hash)), SIGNATURE_TYPE
-            ),
+            row(str(self.signature), "part", "/dev/vda", str(signature_uuid(self.root_hash)), SIGNATURE_TYPE),
             row("/dev/vda1", "part", "/dev/vda", BOOT_PARTITION),
             row(str(self.device), "part", "/dev/vda", "aa", STATE_TYPE),
         ]

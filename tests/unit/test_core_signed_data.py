@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from image import pe, pkcs7
 from nodeos.core.errors import UsageError
-from nodeos.update.candidate import Image, read_image
 from nodeos.core.signed_data import check_authenticode, check_detached
 from nodeos.core.verity import root_hash_of, root_hash_problem, verity_problem
+from nodeos.update.candidate import Image, read_image
 from tests.support.pe import make_pe
 from tests.support.release_keys import key, signed_image, verity_json
 

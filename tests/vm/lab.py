@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,12 +30,14 @@ from nodeos.core.run import end, find_tool, run, scrubbed_environment
 SECONDS = 420.0
 _SETTLED = 5.0
 _ASK_SECONDS = 4.0
-# What is said where nobody of ours is there to judge: by the firmware and the boot loader about a signature, by
-# dm-verity, by the state's program, and by what stands in for the emergency shell. The first that shows counts.
+# What is said where no registrar is there to judge: by the firmware and the boot loader about a signature, by
+# dm-verity, by the state's program, by an agent that does not attest, and by what stands in for the emergency
+# shell. The first that shows counts.
 _SIGNS = {
     "firmware": rb"(?:Access [Dd]enied|Security [Vv]iolation)[^\r\n]*",
     "verity": rb"device-mapper: verity: [^\r\n]* is corrupted[^\r\n]*",
     "state": rb"nodeos: state: \xe2\x86\x92[^\r\n]*",
+    "agent": rb"nodeos: failed: [^\r\n]*",
     "kernel": rb"Kernel panic[^\r\n]*",
     "emergency": rb"nodeos: the system could not start",
 }
@@ -100,18 +102,23 @@ class Lab:
         found: dict[str, Any] = self.operator("node", "show", self.node)["attestation"]
         return found
 
-    def boot(self, machine: Machine, *, seconds: float = SECONDS, **options: Any) -> Outcome:
-        """Switch on, wait for an outcome, switch off."""
+    def boot(
+        self, machine: Machine, *, seconds: float = SECONDS, past: Collection[str] = (), **options: Any
+    ) -> Outcome:
+        """Switch on, wait for an outcome, switch off. See ``wait`` for ``past``."""
         began = time.monotonic()
         with switch_on(machine, accelerator=self.accelerator, **options) as vm:
-            outcome = self.wait(vm, seconds=seconds)
+            outcome = self.wait(vm, seconds=seconds, past=past)
             if outcome.kind == "attested":
                 vm.power_button(seconds=240)
         self.tell(f"{outcome.kind}: {outcome.words}", time.monotonic() - began)
         return outcome
 
-    def wait(self, vm: Vm, *, seconds: float = SECONDS) -> Outcome:
-        """Wait until the registrar has judged new evidence, or the console shows that there will be none."""
+    def wait(self, vm: Vm, *, seconds: float = SECONDS, past: Collection[str] = ()) -> Outcome:
+        """Wait until the registrar has judged new evidence, or the console shows that there will be none.
+
+        Signs of the kinds ``past`` are expected to show, and the boot to go on.
+        """
         before = self.attestation()["evidence"]
         found: list[Outcome] = []
         shown = asked = 0.0
@@ -126,12 +133,12 @@ class Lab:
                     words = judgement["state"]
                     found.append(Outcome(kind="attested", words=words, judgement=judgement))
                     return True
-            sign = read_sign(vm.machine)
+            sign = read_sign(vm.machine, past)
             # What follows the first sign may tell more.
             if sign is not None:
                 shown = shown or time.monotonic()
                 if time.monotonic() - shown > _SETTLED:
-                    found.append(read_sign(vm.machine) or sign)
+                    found.append(read_sign(vm.machine, past) or sign)
             return bool(found)
 
         vm.wait_until(over, seconds=seconds, what=f"{self.case}: waiting for an outcome")
@@ -142,11 +149,11 @@ class Lab:
         self.verdicts.append((self.case, words, seconds))
 
 
-def read_sign(machine: Machine) -> Outcome | None:
-    """The first sign on the console that the boot is over."""
+def read_sign(machine: Machine, past: Collection[str] = ()) -> Outcome | None:
+    """The first sign on the console that the boot is over, but for those of the kinds ``past``."""
     data = machine.console.read_bytes() if machine.console.exists() else b""
     matches = [(match.start(), kind, match.group()) for kind, sign in _SIGNS.items()
-               for match in [re.search(sign, data)] if match]  # fmt: skip
+               if kind not in past for match in [re.search(sign, data)] if match]  # fmt: skip
     if not matches:
         return None
     _, kind, words = min(matches)
