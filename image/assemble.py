@@ -34,7 +34,7 @@ from nodeos.core.release import (
     ReleaseKeys,
     parse_accepted,
 )
-from nodeos.core.statepolicy import PolicySignature, PolicySignatures
+from nodeos.core.statepolicy import PolicySignature, PolicySignatures, policy_pcrs
 from nodeos.core.wire import ParseError, canonical_json, parse_json
 
 DB_CERTIFICATE, VERITY_CERTIFICATE = "db.crt", "verity.crt"
@@ -112,9 +112,9 @@ def policies(
 ) -> list[tuple[bytes, dict[int, bytes], int]]:
     """What is signed, in its order: for each DER key and PCR 7, the key, the PCRs and the security version.
 
-    ``pcr11`` is the SHA-256 value in the initrd; PCR 15 must still be zero then.
+    ``pcr11`` is the SHA-256 value in the initrd.
     """
-    return [(key, {7: item.sha256, 11: pcr11, 15: bytes(32)}, version) for key in keys for item in accepted]
+    return [(key, policy_pcrs(item.sha256, pcr11), version) for key in keys for item in accepted]
 
 
 def check_policy(

@@ -47,6 +47,8 @@ _SELECTION = "sha256:" + ",".join(map(str, statepolicy.POLICY_PCRS))
 _PCR_WORDS = {
     7: "7 (Secure Boot keys or state)",
     11: "11 (release or boot phase)",
+    12: "12 (a credential, an addon or another command line on the EFI partition)",
+    13: "13 (a system extension on the EFI partition)",
     15: "15 (the volume was opened already in this boot)",
 }
 

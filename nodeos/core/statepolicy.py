@@ -4,7 +4,7 @@ The key of the state volume is sealed in the TPM under TPM2_PolicyAuthorize: wha
 has signed will do. A release carries one signed policy for each state of the Secure Boot variables in which it
 may start:
 
-    TPM2_PolicyPCR   SHA-256 bank: PCR 7 (our Secure Boot keys), 11 (this release, in its initrd), 15 (zero)
+    TPM2_PolicyPCR   SHA-256 bank: PCR 7 (our Secure Boot keys), 11 (this release, in its initrd); 12, 13, 15 zero
     TPM2_PolicyNV    no bit at or above the release's security version is set in the floor index
 
 All values are known when the release is signed, so nothing is sealed to whatever a machine happened to show at its
@@ -25,8 +25,13 @@ from dataclasses import dataclass
 
 from nodeos.core.wire import Fields, ParseError, b64, canonical_json, parse_json
 
-# The PCRs of a signed policy. 15 must still be zero: it is extended with the volume's key once that is known.
-POLICY_PCRS = (7, 11, 15)
+# The PCRs of a signed policy.
+POLICY_PCRS = (7, 11, 12, 13, 15)
+# These must still be zero. systemd-stub measures into 12 and 13 what it finds beside the UKI, in files that nobody
+# signed (credentials, command lines, extensions), and systemd acts on some of it before the state is opened. A
+# credential's encryption says nothing of who made it: whoever has the machine can have its TPM encrypt one. 15 is
+# extended with the volume's key once that is known.
+ZERO_PCRS = (12, 13, 15)
 # Binds the signature to this one use of the key.
 POLICY_REF = b"nodeos state v1"
 # In the range that the TCG leaves to the owner (Registry of Reserved TPM 2.0 Handles, section 2.2.2).
@@ -75,6 +80,11 @@ def approved_policy(pcrs: Mapping[int, bytes], version: int) -> bytes:
     digest = _sha256(bytes(32) + struct.pack(">I", _CC_POLICY_PCR) + chosen + values)
     arguments = _sha256(floor_operand(version) + struct.pack(">HH", 0, EO_BITCLEAR))
     return _sha256(digest + struct.pack(">I", _CC_POLICY_NV) + arguments + floor_name())
+
+
+def policy_pcrs(pcr7: bytes, pcr11: bytes) -> dict[int, bytes]:
+    """The PCRs of a signed policy: these two, and zeroes."""
+    return {7: pcr7, 11: pcr11, **dict.fromkeys(ZERO_PCRS, bytes(32))}
 
 
 def signed_message(policy: bytes) -> bytes:

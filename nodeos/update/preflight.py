@@ -24,6 +24,7 @@ from nodeos.core.efilists import Update, certificates, parse_lists
 from nodeos.core.errors import Finding, UsageError
 from nodeos.core.release import Variant
 from nodeos.core.signed_data import check_detached
+from nodeos.core.statepolicy import ZERO_PCRS
 from nodeos.update.candidate import ROOT, SIGNATURE, UKI, VARIABLES, VERITY, Candidate, Image
 from nodeos.update.entries import BootEntry, of_version
 from nodeos.update.versions import older
@@ -185,7 +186,7 @@ def _unseals(facts: Facts, candidate: Candidate, steps: Sequence[Step]) -> Itera
         if item.key in facts.policy_keys
         and item.version >= facts.floor
         and item.pcrs[11] == candidate.pcr11
-        and item.pcrs[15] == bytes(32)
+        and not any(any(item.pcrs[pcr]) for pcr in ZERO_PCRS)
     ]
     if not usable:
         reason = "no policy in it is signed by a key that the state volume is sealed under"

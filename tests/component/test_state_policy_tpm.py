@@ -74,7 +74,7 @@ def test_the_tpm_agrees(esys: Any) -> None:
     session = esys.start_auth_session(
         ESYS_TR.NONE, ESYS_TR.NONE, TPM2_SE.POLICY, TPMT_SYM_DEF(algorithm=TPM2_ALG.NULL), TPM2_ALG.SHA256
     )
-    esys.policy_pcr(session, b"", "sha256:7,11,15")
+    esys.policy_pcr(session, b"", "sha256:7,11,12,13,15")
     esys.policy_nv(index, index, session, statepolicy.floor_operand(3), TPM2_EO.BITCLEAR)
     assert bytes(esys.policy_get_digest(session)) == policy
     digest = hashlib.sha256(statepolicy.signed_message(policy)).digest()

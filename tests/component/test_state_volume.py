@@ -102,7 +102,7 @@ def test_first_boot_and_second(machine: StateMachine, soft_tpm: SoftTpm) -> None
         luks_uuid=header_of(machine).uuid,
         device=str(machine.device),
         policy_keys=(fingerprint(KEY),),
-        policy_pcrs=(7, 11, 15),
+        policy_pcrs=(7, 11, 12, 13, 15),
         floor=1,
         security_version=1,
         creation_proven=True,
@@ -228,7 +228,7 @@ def test_volume_with_two_older_keys_is_not_sealed_to_a_third(
 # Refusals: of the TPM
 
 
-@pytest.mark.parametrize("pcr", [7, 11])
+@pytest.mark.parametrize("pcr", [7, 11, 12, 13])
 def test_other_pcr(machine: StateMachine, soft_tpm: SoftTpm, pcr: int) -> None:
     for made in (False, True):
         if made:

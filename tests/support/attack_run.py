@@ -53,7 +53,7 @@ def main() -> None:
     signatures = PolicySignatures.parse((HERE / "signature.json").read_bytes())
     opened, errors = False, []
     with Tpm() as chip:
-        pcrs = chip.read_pcrs((7, 11, 15))
+        pcrs = chip.read_pcrs((7, 11))
         for token in header.parse(metadata, uuid, device).tokens:
             try:
                 key = chip.unseal(token.sealed, signatures)

@@ -562,7 +562,7 @@ class Machine:
                 luks_uuid=self.luks_uuid,
                 made_this_boot=self.made_this_boot,
                 policy_keys=(b"p" * 32,),
-                policy_pcrs=(7, 11, 15),
+                policy_pcrs=(7, 11, 12, 13, 15),
                 floor=1,
                 creation_proven=self.creation_proven,
             ),

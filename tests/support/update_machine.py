@@ -27,7 +27,7 @@ from nodeos.core.release import (
     signatures_to_bytes,
     signed_message,
 )
-from nodeos.core.statepolicy import PolicySignature, PolicySignatures
+from nodeos.core.statepolicy import PolicySignature, PolicySignatures, policy_pcrs
 from nodeos.core.statereport import Mode, StateReport
 from nodeos.update.machine import LOADER_VENDOR, LOADERS, Paths
 from tests.support.pe import make_pe
@@ -41,7 +41,7 @@ VOLUME = StateReport(
     luks_uuid="u",
     device="/dev/state",
     policy_keys=(PCR_KEY,),
-    policy_pcrs=(7, 11, 15),
+    policy_pcrs=(7, 11, 12, 13, 15),
     floor=1,
     security_version=1,
     creation_proven=True,
@@ -80,7 +80,7 @@ def make_uki(version: str, pcr7s: Sequence[bytes], *, signer: str = "db", securi
     policies = tuple(
         PolicySignature(
             key=PCR_KEY,
-            pcrs={7: value, 11: PCR11, 15: bytes(32)},
+            pcrs=policy_pcrs(value, PCR11),
             version=security_version,
             signature=bytes(64),
         )

@@ -78,7 +78,7 @@ def stage(tmp_path: Path) -> Stage:
             luks_uuid="u",
             made_this_boot=True,
             policy_keys=(bytes(32),),
-            policy_pcrs=(7, 11, 15),
+            policy_pcrs=(7, 11, 12, 13, 15),
             floor=1,
             creation_proven=True,
         ),

@@ -92,7 +92,7 @@ def test_the_recipe(scene: Scene) -> None:
     statement = Statement.parse(enrolment.statement)
     assert statement.release == "1.2.3"
     assert statement.fingerprint == b"fingerprint"
-    assert statement.volume.policy_pcrs == (7, 11, 15)
+    assert statement.volume.policy_pcrs == (7, 11, 12, 13, 15)
     assert statement.keys == enrolment.machine.keys
     assert scene.tpm.measured == [(12, scene.site.config.to_bytes())]
     assert enrolment.record is None

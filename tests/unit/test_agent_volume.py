@@ -20,7 +20,7 @@ def test_the_volume_is_read(tmp_path: Path) -> None:
         luks_uuid=UUID,
         made_this_boot=True,
         policy_keys=(b"p" * 32,),
-        policy_pcrs=(7, 11, 15),
+        policy_pcrs=(7, 11, 12, 13, 15),
         floor=1,
         creation_proven=True,
     )

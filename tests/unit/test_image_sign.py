@@ -71,7 +71,7 @@ def test_a_release(keys: KeySet, build: Unsigned, tmp_path: Path) -> None:
     assert policy.pcrs == {
         7: release.pcrs["sha256"][7],
         11: release.pcr11["sha256"][next(iter(release.pcr11["sha256"]))],
-        15: bytes(32),
+        **dict.fromkeys((12, 13, 15), bytes(32)),
     }
     assert policy.version == 2
     assert [item.name for item in release.accepted_pcr7] == ["db current; KEK current; dbx empty"]

@@ -11,7 +11,7 @@ import pytest
 from image import measure
 from nodeos.core import secureboot
 from nodeos.core.release import Variant
-from nodeos.core.statepolicy import PolicySignature
+from nodeos.core.statepolicy import ZERO_PCRS, PolicySignature, policy_pcrs
 from nodeos.update.candidate import ROOT, SIGNATURE, UKI, VERITY, Candidate, Image
 from nodeos.update.entries import parse_entries
 from nodeos.update.preflight import ESP_MARGIN, Facts, boot_steps, preflight
@@ -37,7 +37,8 @@ TODAY = pcr7(variables(), "db")
 def policy(
     value: bytes = TODAY, *, signer: bytes = PCR_KEY, version: int = 2, **pcrs: bytes
 ) -> PolicySignature:
-    chosen = {7: value, 11: pcrs.get("pcr11", PCR11), 15: pcrs.get("pcr15", bytes(32))}
+    chosen = policy_pcrs(value, pcrs.get("pcr11", PCR11))
+    chosen |= {pcr: pcrs.get(f"pcr{pcr}", zero) for pcr, zero in chosen.items() if pcr in ZERO_PCRS}
     return PolicySignature(key=signer, pcrs=chosen, version=version, signature=bytes(64))
 
 
@@ -92,6 +93,8 @@ def test_a_good_update_passes() -> None:
         ("pcr_key", {"floor": 2}, {"policies": (policy(version=1),)}),
         ("pcr_key", {}, {"policies": (policy(pcr11=bytes(32)),)}),
         ("pcr_key", {}, {"policies": (policy(pcr15=b"x" * 32),)}),
+        ("pcr_key", {}, {"policies": (policy(pcr12=b"x" * 32),)}),
+        ("pcr_key", {}, {"policies": (policy(pcr13=b"x" * 32),)}),
         ("pcr7.unsigned", {}, {"policies": (policy(b"x" * 32),)}),
     ],
 )

@@ -346,6 +346,7 @@ def test_other_site_document_than_in_the_request() -> None:
     [
         ("volume.policy_pcrs", {"policy_pcrs": ()}),
         ("volume.policy_pcrs", {"policy_pcrs": (7, 11)}),
+        ("volume.policy_pcrs", {"policy_pcrs": (7, 11, 15)}),
         ("volume.policy_pcrs", {"policy_pcrs": (7, 15)}),
         ("volume.policy_pcrs", {"policy_pcrs": (11, 15)}),
         ("volume.policy_keys", {"policy_keys": ()}),

@@ -33,7 +33,7 @@ def test_the_running_system_has_left_the_phase_that_may_unseal(demo: Demo) -> No
 def test_state_is_sealed_to_signed_policies(demo: Demo) -> None:
     for boot in ("first_attestation", "second_attestation"):
         volume = demo.summary["node"][boot]["volume"]
-        assert volume["policy_pcrs"] == [7, 11, 15]
+        assert volume["policy_pcrs"] == [7, 11, 12, 13, 15]
         assert len(volume["policy_keys"]) == 1
         assert volume["creation_proven"] is True
 

@@ -108,7 +108,7 @@ def test_another_boot_loader_that_our_key_signed(lab: Lab) -> None:
     assert "pcr.4" in outcome.findings
 
 
-# What the boot loader and the stub add: PCR 12 has it, and the state's policy wants that zero
+# What the boot loader and the stub add is measured into PCR 12, and the state's policy wants that zero
 
 
 @matrix
