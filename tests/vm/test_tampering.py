@@ -100,9 +100,14 @@ def test_bit_in_the_boot_loader(lab: Lab) -> None:
 def test_another_boot_loader_that_our_key_signed(lab: Lab) -> None:
     """An earlier release's boot loader is one: firmware starts it, and the registrar sees what it is."""
     machine = lab.machine()
-    stub = (STUBS / "systemd-bootx64.efi").read_bytes()
-    other = pe.add_section(pe.strip_signatures(stub), ".other", b"another one")
-    put_on_esp(machine.disk, LOADER, tamper.signed(other, KeySet(directory=WORK / "keys")))
+    keys = KeySet(directory=WORK / "keys")
+    change_on_esp(
+        machine.disk,
+        LOADER,
+        lambda image: tamper.signed(
+            pe.add_section(pe.strip_signatures(image), ".other", b"another one"), keys
+        ),
+    )
     outcome = lab.boot(machine)
     assert (outcome.kind, outcome.words) == ("attested", "refused")
     assert "pcr.4" in outcome.findings
