@@ -1,9 +1,9 @@
 """The signature over the root hash of the system that was started, on the disk that it was started from.
 
-The command line, which the UKI's signature covers, names the root hash, and dm-verity holds every block of the root
-to it. This is one more key that must have agreed: what was signed for the firmware alone, or written into a slot
-without its signature, opens no state. It is code of the root itself, so it holds back no root that was made not
-to ask; what does is the UKI's signature and the policy that the state is sealed under.
+The command line, which the UKI's signature covers, names the root hash, and dm-verity holds every block of the
+root to it. This is one more key that must have agreed: what was signed for the firmware alone, or written into a
+slot without its signature, opens no state. It is code of the root itself, so it holds back no root that was made
+not to ask; what does is the UKI's signature and the policy that the state is sealed under.
 """
 
 from __future__ import annotations

@@ -19,10 +19,11 @@ from provisioning.verify.celog import parse_measure_log
 from provisioning.verify.chain import TpmModel, check_chain
 from provisioning.verify.der import Certificate, parse_certificate
 from provisioning.verify.escrow import Escrow, check_escrow
-from provisioning.verify.eventlog import check_events, check_replay, parse_event_log
+from provisioning.verify.eventlog import Event, check_events, check_replay, parse_event_log
 from provisioning.verify.findings import Result, Verdict, all_findings, finding, refusals, verdict
 from provisioning.verify.fingerprint import Report, parse_report
 from provisioning.verify.keys import check_attestation_key, check_endorsement_key
+from provisioning.verify.naming import events_of
 from provisioning.verify.policy import (
     Enrolled,
     check_firmware,
@@ -209,9 +210,10 @@ def verify_evidence(evidence: Evidence, expected: Expected) -> Assessment:
     if quote is not None:
         verdicts.append(_clock(quote, expected))
     verdicts.append(check_logs(evidence.firmware_log, evidence.userspace_log, evidence.pcrs))
-    verdicts.append(check_site(evidence.pcrs, expected.site_document))
+    events = events_of(evidence.firmware_log, evidence.userspace_log)
+    verdicts.append(check_site(evidence.pcrs, expected.site_document, events))
     verdicts.append(check_firmware(evidence.pcrs, expected.enrolled))
-    statement, report = _statement(evidence, expected, verdicts)
+    statement, report = _statement(evidence, expected, verdicts, events)
     if statement is not None and authentic:
         # Of a statement that this TPM did not make, it says nothing; that is refused already.
         verdicts.append(check_possession(statement.keys, evidence.key_proofs, qualifying))
@@ -258,14 +260,14 @@ def check_logs(firmware_log: bytes, userspace_log: bytes, pcrs: Mapping[int, byt
 
 
 def _statement(
-    evidence: Evidence, expected: Expected, verdicts: list[Verdict]
+    evidence: Evidence, expected: Expected, verdicts: list[Verdict], events: Sequence[Event]
 ) -> tuple[Statement | None, Report | None]:
     try:
         statement = Statement.parse(evidence.statement)
     except ParseError as error:
         verdicts.append(verdict("statement", [finding("statement.form", error.message)]))
         return None, None
-    release, _ = check_release(evidence.pcrs, statement.release, expected.releases)
+    release, _ = check_release(evidence.pcrs, statement.release, expected.releases, events)
     verdicts.append(release)
     verdicts.append(check_update(statement.update, statement.release))
     verdicts.append(check_volume(statement.volume, statement.boot_id, evidence.pcrs, expected.enrolled))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -17,7 +17,9 @@ from nodeos.core.release import BootPhase, Release
 from nodeos.core.site import PCR as SITE_PCR
 from nodeos.core.statepolicy import POLICY_PCRS
 from nodeos.core.statereport import Mode
+from provisioning.verify.eventlog import Event
 from provisioning.verify.findings import Verdict, finding, verdict
+from provisioning.verify.naming import named
 
 FIRMWARE_PCRS = (0, 1, 2, 3, 5)
 ZERO_PCRS = (13, 14)
@@ -45,11 +47,12 @@ class Enrolled:
 
 
 def check_release(
-    pcrs: Mapping[int, bytes], claimed: str, releases: Mapping[str, Release]
+    pcrs: Mapping[int, bytes], claimed: str, releases: Mapping[str, Release], events: Sequence[Event] = ()
 ) -> tuple[Verdict, Release | None]:
     """PCRs 4 and 11 must be those of the release that the node says it runs, and PCR 7 one that it accepts.
 
-    Secure Boot was on for every PCR 7 that a release accepts. The values are those of the SHA-256 bank.
+    Secure Boot was on for every PCR 7 that a release accepts. The values are those of the SHA-256 bank. ``events``
+    are for the findings' words.
     """
     release = releases.get(claimed)
     if release is None:
@@ -59,7 +62,9 @@ def check_release(
     phases = release.pcr11["sha256"]
     expected = {4: release.pcrs["sha256"][4], 11: phases[BootPhase.READY]}
     refused = [
-        _differs(index, pcrs[index], value) for index, value in expected.items() if pcrs[index] != value
+        _differs(index, pcrs[index], value, events if index == 4 else ())
+        for index, value in expected.items()
+        if pcrs[index] != value
     ]
     if pcrs[7] not in {accepted.sha256 for accepted in release.accepted_pcr7}:
         known = ", ".join(f"{accepted.sha256.hex()} ({accepted.name})" for accepted in release.accepted_pcr7)
@@ -74,18 +79,26 @@ def check_release(
     return verdict("release", refused), release
 
 
-def check_site(pcrs: Mapping[int, bytes], site_document: bytes) -> Verdict:
-    """PCR 12 holds the site document and nothing else; PCRs 13 and 14 were never extended."""
+def check_site(pcrs: Mapping[int, bytes], site_document: bytes, events: Sequence[Event] = ()) -> Verdict:
+    """PCR 12 holds the site document and nothing else; PCRs 13 and 14 were never extended.
+
+    ``events`` are for the findings' words: whatever a log has for these registers came from elsewhere.
+    """
     site = hashlib.sha256(_ZERO + hashlib.sha256(site_document).digest()).digest()
     expected = {SITE_PCR: site, **dict.fromkeys(ZERO_PCRS, _ZERO)}
     return verdict(
         "site",
-        [_differs(index, pcrs[index], value) for index, value in expected.items() if pcrs[index] != value],
+        [
+            _differs(index, pcrs[index], value, events)
+            for index, value in expected.items()
+            if pcrs[index] != value
+        ],
     )
 
 
-def _differs(index: int, found: bytes, expected: bytes) -> Finding:
-    return finding(f"pcr.{index}", f"{_WORDS[index]}: found {found.hex()}, expected {expected.hex()}")
+def _differs(index: int, found: bytes, expected: bytes, events: Sequence[Event]) -> Finding:
+    words = f"{_WORDS[index]}: found {found.hex()}, expected {expected.hex()}"
+    return finding(f"pcr.{index}", words + named(events, index))
 
 
 def check_update(update: UpdateStatus | None, claimed: str) -> Verdict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -15,9 +15,11 @@ from nodeos.core.protocol import secret_proof
 from nodeos.core.recovery_request import LockedEvidence, LockedStatement, recovery_qualifying_data
 from nodeos.core.release import Release
 from nodeos.core.wire import ParseError
+from provisioning.verify.eventlog import Event
 from provisioning.verify.evidence import check_logs
 from provisioning.verify.findings import Verdict, finding, refusals, verdict
 from provisioning.verify.fingerprint import parse_report
+from provisioning.verify.naming import events_of
 from provisioning.verify.policy import (
     VOLUME_PCR,
     Enrolled,
@@ -76,9 +78,10 @@ def assess_locked(evidence: LockedEvidence, expected: LockedExpected) -> LockedA
     if quote is not None:
         verdicts.append(_tpm(quote, expected))
     verdicts.append(check_logs(evidence.firmware_log, evidence.userspace_log, evidence.pcrs))
-    verdicts.append(check_site(evidence.pcrs, expected.site_document))
+    events = events_of(evidence.firmware_log, evidence.userspace_log)
+    verdicts.append(check_site(evidence.pcrs, expected.site_document, events))
     verdicts.append(check_firmware(evidence.pcrs, expected.enrolled))
-    statement = _statement(evidence, expected, verdicts)
+    statement = _statement(evidence, expected, verdicts, events)
     return LockedAssessment(verdicts=tuple(verdicts), authentic=authentic, statement=statement, quote=quote)
 
 
@@ -99,7 +102,7 @@ def _tpm(quote: Quote, expected: LockedExpected) -> Verdict:
 
 
 def _statement(
-    evidence: LockedEvidence, expected: LockedExpected, verdicts: list[Verdict]
+    evidence: LockedEvidence, expected: LockedExpected, verdicts: list[Verdict], events: Sequence[Event]
 ) -> LockedStatement | None:
     locked = []
     if evidence.pcrs[VOLUME_PCR] != bytes(32):
@@ -114,7 +117,7 @@ def _statement(
             verdict("locked", locked),
         ]
         return None
-    release, _ = check_release(evidence.pcrs, statement.release, expected.releases)
+    release, _ = check_release(evidence.pcrs, statement.release, expected.releases, events)
     locked += _fresh_key(statement.fresh_key)
     locked += _blob(statement, expected)
     verdicts += [release, verdict("locked", locked)]
