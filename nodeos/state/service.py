@@ -18,7 +18,7 @@ from nodeos.state.opening import open_volume
 from nodeos.state.site import read_site
 
 _TRIES, _SECONDS = 30, 2.0
-# What a release determines: boot loader and UKI, Secure Boot, the UKI's sections, what was added to it, extensions.
+# What a release determines: images, Secure Boot, the UKI's sections, what was added to the UKI and to the root.
 _TOLD_PCRS = (4, 7, 11, 12, 13)
 
 
