@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from nodeos.core.errors import Finding
 from nodeos.core.wire import ParseError
 from provisioning.registrar.admin import read_certificates
-from provisioning.verify.chain import TpmModel, check_chain, verify_signature
+from provisioning.verify.chain import TpmModel, check_chain
 from provisioning.verify.der import parse_certificate
+from provisioning.verify.path import verify_signature
 from tests.support import evidence as ev
 from tests.support.vectors import vectors
 
