@@ -34,7 +34,7 @@ from provisioning.verify.der import (
     time,
 )
 from provisioning.verify.findings import finding
-from provisioning.verify.path import SIGN_LISTS, key_usage, verify_signature
+from provisioning.verify.path import SIGN_LISTS, key_usage, same_name, verify_signature
 
 _TIMES = (UTC_TIME, GENERALIZED_TIME)
 _AUTHORITY_KEY, _SUBJECT_KEY = "2.5.29.35", "2.5.29.14"
@@ -171,7 +171,7 @@ def check_revocation(
 
 def _is_by(crl: Crl, issuer: Certificate) -> bool:
     """The issuer's name, and its key where both say which: makers give several keys one name."""
-    if crl.issuer != issuer.subject:
+    if not same_name(crl.issuer, issuer.subject):
         return False
     named, own = crl.extensions.get(_AUTHORITY_KEY), issuer.extensions.get(_SUBJECT_KEY)
     if named is None or own is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
@@ -22,6 +23,7 @@ from provisioning.verify.der import (
     INTEGER,
     SEQUENCE,
     Certificate,
+    attributes,
     children,
     integer,
     oid,
@@ -68,6 +70,20 @@ class Signed(Protocol):
     def signature(self) -> bytes: ...
 
 
+@lru_cache(maxsize=4096)
+def _words(name: bytes) -> tuple[tuple[str, str], ...]:
+    return tuple((kind, " ".join(value.split()).casefold()) for kind, value in attributes(name, "name"))
+
+
+def same_name(one: bytes, other: bytes) -> bool:
+    """Whether two Names (DER) are one (RFC 5280, 7.1): kind of string, case and extra spaces don't count.
+
+    STMicroelectronics' authorities write their issuer as UTF8String where its own certificate has
+    PrintableString. Names only help to find an issuer; the signature decides. Raises ParseError.
+    """
+    return one == other or _words(one) == _words(other)
+
+
 def find_path(
     leaf: Certificate,
     others: Sequence[Certificate],
@@ -85,7 +101,7 @@ def find_path(
         nonlocal highest, checks
         highest = at
         for candidate in (*roots, *others):
-            if candidate.subject != at.issuer or candidate in path or checks >= _MAX_SIGNATURES:
+            if not same_name(candidate.subject, at.issuer) or candidate in path or checks >= _MAX_SIGNATURES:
                 continue
             checks += 1
             if not _signed_by(at, candidate):
