@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,15 +16,12 @@ from nodeos.core.errors import UsageError
 from nodeos.core.files import read_file
 from nodeos.core.principal import Principal
 from nodeos.core.release import Release, Variant, check_signature
-from nodeos.core.wire import ParseError
 from provisioning.registrar.rows import AuditRow, CenterRow, ReleaseRow, TrustRow
 from provisioning.registrar.service import now
 from provisioning.registrar.store import Store, Transaction
-from provisioning.verify.chain import basic_constraints
-from provisioning.verify.der import Certificate, parse_certificate
+from provisioning.verify.der import Certificate, parse_certificate, pem_blocks
+from provisioning.verify.path import basic_constraints
 from provisioning.verify.profile import load_profile
-
-_BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,17 +35,8 @@ class Added:
 
 def read_certificates(path: Path) -> list[Certificate]:
     """Every certificate of a PEM file, over its original bytes. Raises UsageError or ParseError."""
-    text = read_file(path, "certificates").decode("ascii", errors="replace")
-    found = []
-    for index, part in enumerate(text.split(_BEGIN)[1:]):
-        body, end, _ = part.partition(_END)
-        try:
-            der = base64.b64decode("".join(body.split()), validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise ParseError(f"{path}: certificate {index}: not base64") from error
-        if not end:
-            raise ParseError(f"{path}: certificate {index} has no end")
-        found.append(parse_certificate(der, f"{path}: certificate {index}"))
+    blocks = pem_blocks(read_file(path, "certificates"), "CERTIFICATE", str(path))
+    found = [parse_certificate(der, f"{path}: certificate {index}") for index, der in enumerate(blocks)]
     if not found:
         raise UsageError(f"{path}: no certificate in it", hint="give a PEM file")
     return found

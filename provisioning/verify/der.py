@@ -7,6 +7,8 @@ Source: ITU-T X.690 (DER), RFC 5280 (profile), RFC 4055 (RSA algorithms).
 
 from __future__ import annotations
 
+import base64
+import binascii
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -106,7 +108,8 @@ def attributes(name: bytes, what: str) -> list[tuple[str, str]]:
     return found
 
 
-def _time(node: Node, what: str) -> datetime:
+def time(node: Node, what: str) -> datetime:
+    """A UTCTime or GeneralizedTime that ends in Z. Raises ParseError."""
     form = {UTC_TIME: "%y%m%d%H%M%SZ", GENERALIZED_TIME: "%Y%m%d%H%M%SZ"}.get(node.tag)
     try:
         words = node.content.decode("ascii")
@@ -137,6 +140,7 @@ class Certificate:
     """
 
     der: bytes
+    serial: int
     tbs: bytes
     algorithm: str
     parameters: bytes
@@ -216,29 +220,35 @@ def parse_certificate(data: bytes, what: str = "certificate") -> Certificate:
         raise ParseError(f"{what}: wrong form of its dates or algorithm")
     certificate = Certificate(
         der=outer.raw,
+        serial=integer(fields[0], what),
         tbs=tbs.raw,
         algorithm=oid(kind[0], what),
         parameters=b"".join(item.raw for item in kind[1:]),
         signature=signature.content[1:],
         issuer=fields[2].raw,
         subject=fields[4].raw,
-        not_before=_time(times[0], what),
-        not_after=_time(times[1], what),
+        not_before=time(times[0], what),
+        not_after=time(times[1], what),
         spki=fields[5].raw,
-        extensions=_extensions([f for f in fields[6:] if f.tag == 0xA3], version, what),
+        extensions=_versioned([f for f in fields[6:] if f.tag == 0xA3], version, what),
     )
     attributes(certificate.subject, f"{what} subject")
     attributes(certificate.issuer, f"{what} issuer")
     return certificate
 
 
-def _extensions(found: list[Node], version: Node | None, what: str) -> dict[str, Extension]:
+def _versioned(found: list[Node], version: Node | None, what: str) -> dict[str, Extension]:
     if not found:
         return {}
     if len(found) != 1 or version is None or version.content != b"\x02\x01\x02":
         raise ParseError(f"{what}: only version 3 has extensions, and only one list of them")
+    return extensions(found[0].content, what)
+
+
+def extensions(content: bytes, what: str) -> dict[str, Extension]:
+    """A SEQUENCE of extensions, by their dotted names. Raises ParseError, also for one that stands twice."""
     result: dict[str, Extension] = {}
-    for item in children(only(found[0].content, SEQUENCE, what), what):
+    for item in children(only(content, SEQUENCE, what), what):
         parts = children(item, what)
         critical = len(parts) == 3 and parts[1].tag == BOOLEAN and parts[1].content != b"\x00"
         if len(parts) not in (2, 3) or parts[-1].tag != OCTET_STRING:
@@ -248,3 +258,41 @@ def _extensions(found: list[Node], version: Node | None, what: str) -> dict[str,
             raise ParseError(f"{what}: the extension {name} stands twice")
         result[name] = Extension(critical=critical, value=parts[-1].content)
     return result
+
+
+# A certificate in a TPM's NV may stand behind a header of TPM 1.2: TCG_PCCLIENT_STORED_CERT (tag 0x1001, type
+# 0 for a full certificate, two bytes of size) and TCG_FULL_CERT (tag 0x1002). Source: TCG PC Client
+# Specific Implementation Specification for Conventional BIOS 1.21, 7.3.2.
+_STORED, _FULL = b"\x10\x01\x00", b"\x10\x02"
+
+
+def unwrap(data: bytes) -> bytes:
+    """The DER of a certificate as NV areas hold it, without the header that some put before it."""
+    if not data.startswith(_STORED):
+        return data
+    body = data[len(_STORED) + 2 :][: int.from_bytes(data[3:5], "big")]
+    return body.removeprefix(_FULL)
+
+
+def pem_blocks(data: bytes, label: str, what: str) -> list[bytes]:
+    """The DER of every block of that label in a PEM text, none if there is none. Raises ParseError."""
+    found = []
+    words = data.decode("ascii", errors="replace")
+    for index, part in enumerate(words.split(f"-----BEGIN {label}-----")[1:]):
+        body, end, _ = part.partition(f"-----END {label}-----")
+        if not end:
+            raise ParseError(f"{what}: block {index} has no end")
+        try:
+            found.append(base64.b64decode("".join(body.split()), validate=True))
+        except (binascii.Error, ValueError) as error:
+            raise ParseError(f"{what}: block {index}: not base64") from error
+    return found
+
+
+def parse_certificates(data: bytes, what: str) -> list[Certificate]:
+    """Every certificate of a PEM text, or the one of a DER file or a dump of NV. Raises ParseError."""
+    blocks = pem_blocks(data, "CERTIFICATE", what) or [unwrap(data)]
+    return [
+        parse_certificate(der, f"{what}: certificate {index}" if len(blocks) > 1 else what)
+        for index, der in enumerate(blocks)
+    ]

@@ -113,6 +113,8 @@ class Authority:
         ca: bool = True,
         path_length: int | None = None,
         sign_usage: bool = True,
+        list_usage: bool = True,
+        key_id: bool = False,
         start: datetime = START,
         end: datetime = END,
     ) -> Authority:
@@ -127,10 +129,13 @@ class Authority:
             .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca, path_length if ca else None), critical=True)
             .add_extension(
-                x509.KeyUsage(not sign_usage, False, False, False, False, sign_usage, False, False, False),
+                x509.KeyUsage(True, False, False, False, False, sign_usage, list_usage, False, False),
                 critical=True,
             )
         )
+        if key_id:
+            identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+            builder = builder.add_extension(identifier, critical=False)
         signed = builder.sign(issuer.key if issuer else key, hashes.SHA256())
         return cls(subject=subject, key=key, der=signed.public_bytes(serialization.Encoding.DER))
 
@@ -145,13 +150,14 @@ class Authority:
         critical: bool = False,
         start: datetime = START,
         end: datetime = END,
-        issuer: str | None = None,
+        issuer: str | x509.Name | None = None,
+        more: x509.UnrecognizedExtension | None = None,
     ) -> bytes:
         """An endorsement certificate in DER."""
         builder = (
             x509.CertificateBuilder()
             .subject_name(name(subject))
-            .issuer_name(name(issuer or self.subject))
+            .issuer_name(issuer if isinstance(issuer, x509.Name) else name(issuer or self.subject))
             .public_key(public)
             .serial_number(x509.random_serial_number())
             .not_valid_before(start)
@@ -166,6 +172,8 @@ class Authority:
         if critical:
             odd = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
             builder = builder.add_extension(odd, critical=True)
+        if more is not None:
+            builder = builder.add_extension(more, critical=True)
         return builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 
 import pytest
+from cryptography import x509
+from cryptography.x509.name import _ASN1Type
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodeos.core.errors import Finding
 from nodeos.core.wire import ParseError
-from provisioning.registrar.admin import read_certificates
-from provisioning.verify.chain import TpmModel, check_chain, verify_signature
-from provisioning.verify.der import parse_certificate
+from provisioning.verify.chain import TpmModel, check_chain
+from provisioning.verify.der import parse_certificate, parse_certificates
 from tests.support import evidence as ev
-from tests.support.vectors import vectors
 
 AT = ev.later(100)
 EK = ev.spki(ev.rsa_key())
@@ -115,39 +114,41 @@ def test_maze_of_intermediates_ends() -> None:
     assert len(codes) == 1
 
 
+@pytest.mark.parametrize(
+    ("bits", "codes"),
+    [("2000", []), ("0800", []), ("2800", []), ("8000", ["ek.leaf_key_usage"]), ("", ["ek.leaf_key_usage"])],
+)
+def test_key_that_may_not_receive_secrets_is_refused(bits: str, codes: list[str]) -> None:
+    usage = bytes.fromhex(bits)
+    extension = x509.UnrecognizedExtension(
+        x509.ObjectIdentifier("2.5.29.15"), bytes([3, len(usage) + 1, 0]) + usage
+    )
+    assert check(issue(more=extension), ev.issuing().der)[0] == codes
+
+
+def test_issuer_in_another_kind_of_string_is_found() -> None:
+    """RFC 5280, 7.1: UTF8String, PrintableString, case and spaces make no other name."""
+    odd = x509.Name(
+        [x509.NameAttribute(x509.NameOID.COMMON_NAME, "synthetic  TPM Issuing", _ASN1Type.PrintableString)]
+    )
+    leaf = issue(issuer=odd)
+    assert parse_certificate(leaf).issuer != parse_certificate(ev.issuing().der).subject
+    assert check(leaf, ev.issuing().der)[0] == []
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda der: b"\x10\x01\x00" + (len(der) + 2).to_bytes(2, "big") + b"\x10\x02" + der + b"\xff" * 30,
+    lambda der: b"\x10\x01\x00" + len(der).to_bytes(2, "big") + der,
+    lambda der: der,
+])  # fmt: skip
+def test_header_of_nv_memory_is_cut_off(wrap: Callable[[bytes], bytes]) -> None:
+    leaf = issue()
+    assert [c.der for c in parse_certificates(wrap(leaf), "NV")] == [leaf]
+
+
 def test_all_findings_are_told() -> None:
     leaf = issue(usage="1.2.3.4", san=False, end=ev.later(50))
     assert set(check(leaf, ev.issuing().der)[0]) == {"ek.usage", "ek.san", "ek.expired"}
-
-
-def test_every_real_root_and_intermediate_is_read_and_verified() -> None:
-    folder = vectors("ek-roots")
-    roots = read_certificates(folder / "roots.pem")
-    intermediates = read_certificates(folder / "intermediates.pem")
-    assert (len(roots), len(intermediates)) == (26, 143)
-    assert all(root.key() for root in roots)
-    lonely = []
-    for certificate in intermediates:
-        findings: tuple[Finding, ...]
-        findings, _ = check_chain(certificate, intermediates, roots, b"", datetime(2025, 6, 1, tzinfo=UTC))
-        codes = {f.code for f in findings}
-        if "ek.untrusted" in codes:
-            lonely.append(certificate.issuer_text)
-        assert not codes & {"ek.signature", "ek.not_a_ca", "ek.key_usage", "ek.path_length"}, (
-            certificate.subject_text
-        )
-    # These four were issued by a root that is not in the collection.
-    assert lonely == ["CH, STMicroelectronics NV, STM TPM ECC Root CA 01"] * 4
-
-
-def test_self_signatures_of_the_roots_that_libraries_refuse_hold() -> None:
-    roots = [root for root in read_certificates(vectors("ek-roots") / "roots.pem") if root.self_issued]
-    assert len(roots) > 20
-    for root in roots:
-        try:
-            verify_signature(root, root)
-        except ParseError as error:
-            assert "not accepted" in error.message  # an old root that signed itself with SHA-1
 
 
 @given(st.binary(max_size=300))
