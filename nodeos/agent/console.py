@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,9 @@ from nodeos.core.daemon import notify
 from nodeos.core.errors import Finding, NodeosError, RefusedError
 from nodeos.core.files import write_atomic
 
+# A QR code is more than a serial line's buffer holds, and takes it most of a second.
+PATIENCE = 2.0
+
 
 class Console:
     """One per process. ``device`` is the machine's console, ``status`` the status file."""
@@ -25,6 +29,7 @@ class Console:
     def __init__(self, *, status: Path, device: Path) -> None:
         self._status = status
         self._devices = screens(device)
+        self._stuck: set[Path] = set()
         self._facts: dict[str, Any] = {}
 
     def know(self, **facts: Any) -> None:
@@ -68,18 +73,33 @@ class Console:
             self._write_device(device, f"nodeos: {step}: {message}\n")
 
     def _write_device(self, device: Path, text: str) -> None:
-        # A console that is absent, or a serial line that nobody reads, must not hold up the node.
+        # A console that is absent, or a serial line that nobody reads, must not hold up the node: one that took too
+        # long is not waited for again until it has taken a message.
         flags = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             descriptor = os.open(device, flags)
         except OSError:
             return
         try:
-            os.write(descriptor, text.replace("\n", "\r\n").encode())
+            patience = 0.0 if device in self._stuck else PATIENCE
+            if _write(descriptor, text.replace("\n", "\r\n").encode(), patience):
+                self._stuck.discard(device)
+            else:
+                self._stuck.add(device)
         except OSError:
             return
         finally:
             os.close(descriptor)
+
+
+def _write(descriptor: int, data: bytes, seconds: float) -> bool:
+    """Write as much as is taken within this time. True if that is all."""
+    deadline = time.monotonic() + seconds
+    ready = select.poll()
+    ready.register(descriptor, select.POLLOUT)
+    while data and ready.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        data = data[os.write(descriptor, data) :]
+    return not data
 
 
 def screens(device: Path, active: Path = Path("/sys/class/tty/console/active")) -> tuple[Path, ...]:

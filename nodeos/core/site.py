@@ -129,7 +129,7 @@ def _operator_key(fields: Fields, what: str) -> bytes:
         raise ParseError(
             f"{path}: missing: this configuration was made before state volumes had a recovery key",
             hint="make the operator's recovery key with `nodeos operator init`, and the medium again with "
-            "`nodeos media make --operator-key`",
+            "`nodeos media site --operator-key`",
         )
     der = fields.data("operator_key", limit=256)
     try:

@@ -107,7 +107,7 @@ def choose(surveyed: Sequence[Surveyed], wanted: str | None) -> Surveyed:
         "there is no disk to install on",
         tuple(_against(item) for item in surveyed)
         or (Finding(code="disk.none", message="no disk was found"),),
-        hint="fit a disk, or name one by its serial: `nodeos media make --disk SERIAL`",
+        hint="fit a disk, or name one by its serial: `nodeos media site --disk SERIAL`",
     )
 
 

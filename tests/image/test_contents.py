@@ -95,6 +95,25 @@ def test_what_the_services_run_is_there(program: str, release_image: Image) -> N
     assert b"not found" not in answer
 
 
+def test_an_installer_can_write_names_on_an_esp(release_image: Image) -> None:
+    """mtools converts names by the C library, which looks for the conversion in the image."""
+    volume, name = release_image.root / "tmp/esp", "nodeos_1.2.3-long+3.efi"
+    try:
+        with volume.open("wb") as file:
+            file.truncate(64 << 20)
+        chroot = [find_tool("chroot", package="coreutils"), release_image.root]
+        for words in (
+            ["mkfs.vfat", "-F", "32", "/tmp/esp"],
+            ["mmd", "-i", "/tmp/esp", "::EFI"],
+            ["mcopy", "-i", "/tmp/esp", "/etc/os-release", f"::EFI/{name}"],
+        ):
+            run([*chroot, *words], what=words[0])
+        listed = run([*chroot, "mdir", "-b", "-i", "/tmp/esp", "::EFI"], what="mdir")
+        assert listed.decode().strip() == f"::/EFI/{name}"
+    finally:
+        volume.unlink()
+
+
 def inside(root: Path, path: Path) -> Path:
     """Where a link inside the image points, inside the image."""
     while path.is_symlink():

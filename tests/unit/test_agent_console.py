@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,37 @@ def test_a_console_that_is_absent_or_blocked_holds_nothing_up(tmp_path: Path) ->
     finally:
         os.close(reader)
     assert not (tmp_path / "absent").exists()
+
+
+def test_a_slow_line_gets_the_whole_message_and_a_blocked_one_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    console = Console(status=tmp_path / "status.json", device=tmp_path / "fifo")
+    told: list[bytes] = []
+
+    def read() -> None:
+        while not told or not told[-1].endswith(b"!\r\n"):
+            time.sleep(0.01)
+            told.append(os.read(reader, 4096))
+
+    try:
+        thread = threading.Thread(target=read)
+        thread.start()
+        console.tell("code", "x" * 200_000 + "!")
+        thread.join(20)
+        assert b"".join(told) == b"nodeos: code: " + b"x" * 200_000 + b"!\r\n"
+        monkeypatch.setattr("nodeos.agent.console.PATIENCE", 0.3)
+        spent = []
+        for _ in range(3):
+            began = time.monotonic()
+            console.tell("code", "x" * 200_000)
+            spent.append(time.monotonic() - began)
+    finally:
+        os.close(reader)
+    assert spent[0] >= 0.3
+    assert max(spent[1:]) < 0.3
 
 
 @pytest.mark.parametrize("abstract", [False, True])

@@ -149,4 +149,4 @@ def with_operator_key(value: object) -> bytes:
 def test_a_site_needs_a_key_that_recovery_keys_can_be_encrypted_to(key: str | None, words: str) -> None:
     with pytest.raises(ParseError, match=words) as caught:
         SiteConfig.parse(with_operator_key(key))
-    assert key is not None or "nodeos media make --operator-key" in (caught.value.hint or "")
+    assert key is not None or "nodeos media site --operator-key" in (caught.value.hint or "")

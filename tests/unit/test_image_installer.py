@@ -219,7 +219,7 @@ CONDITION = "ConditionKernelCommandLine=!nodeos.install"
     ("tree", "unit"),
     [
         ("image/initrd/extra", "nodeos-state.service"),
-        ("image/initrd/extra", "sysroot-var.mount"),
+        ("image/initrd/extra", "nodeos-var.service"),
         ("image/extra", "nodeos-agent.service"),
         ("image/extra", "nodeos-replica.path"),
         ("image/extra", "nodeos-replica.service"),

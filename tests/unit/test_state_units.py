@@ -26,7 +26,7 @@ def test_the_code_comes_from_the_verified_root() -> None:
     assert f"BindReadOnlyPaths=-/.extra:{EXTRA}" in unit
 
 
-@pytest.mark.parametrize("name", ["nodeos-state.service", "nodeos-locked.service", "sysroot-var.mount"])
+@pytest.mark.parametrize("name", ["nodeos-state.service", "nodeos-locked.service", "nodeos-var.service"])
 def test_the_volume_outlives_the_initrd(name: str) -> None:
     unit = settings(name)
     assert "IgnoreOnIsolate=yes" in unit
@@ -36,13 +36,13 @@ def test_the_volume_outlives_the_initrd(name: str) -> None:
 def test_var_is_the_volume_or_in_memory_and_never_both() -> None:
     from nodeos.core.statereport import LOCKED
 
-    assert f"ConditionPathExists=!{LOCKED}" in settings("sysroot-var.mount")
+    assert f"ConditionPathExists=!{LOCKED}" in settings("nodeos-var.service")
     assert f"ConditionPathExists={LOCKED}" in settings("nodeos-locked.service")
     wanted = {path.name for path in (UNITS / "initrd-fs.target.requires").iterdir()}
-    assert wanted == {"sysroot-var.mount", "nodeos-locked.service"}
+    assert wanted == {"nodeos-var.service", "nodeos-locked.service"}
 
 
 def test_a_failure_ends_the_boot() -> None:
-    for name in ("nodeos-state.service", "nodeos-locked.service"):
+    for name in ("nodeos-state.service", "nodeos-locked.service", "nodeos-var.service"):
         assert "OnFailure=emergency.target" in settings(name)
-    assert "Requires=nodeos-state.service sysroot.mount" in settings("sysroot-var.mount")
+    assert "Requires=nodeos-state.service sysroot.mount" in settings("nodeos-var.service")
