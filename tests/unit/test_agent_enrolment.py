@@ -11,8 +11,10 @@ import pytest
 from hsm.errors import TpmCredentialError, TpmError, TpmLockoutError
 from nodeos.agent.config import Config
 from nodeos.agent.enrolment import Enrolment, Machine
+from nodeos.agent.firewall import Firewall
 from nodeos.agent.registrar import Registrar
 from nodeos.agent.stop import StopRequested
+from nodeos.core.addresses import parse_address
 from nodeos.core.errors import NodeosError, RefusedError, UnreachableError
 from nodeos.core.principal import Principal
 from nodeos.core.protocol import (
@@ -85,6 +87,7 @@ def stage(tmp_path: Path) -> Stage:
         recovery=b"{}",
         memory_encryption="unknown",
         fingerprint=b"",
+        addresses=(),
     )
     enrolment = Enrolment(
         config=config,
@@ -102,8 +105,10 @@ def stage(tmp_path: Path) -> Stage:
             keys=KEYS,
             site=SignedSite(document=site.config.to_bytes(), signature=bytes(64)),
         ),
-        statement=statement.to_bytes(),
+        statement=statement,
         record=None,
+        firewall=Firewall(config=config),
+        own_addresses=lambda: (parse_address("192.0.2.7"),),
     )
     return Stage(config, console, tpm, registrar, stop, enrolment)
 
@@ -135,7 +140,7 @@ def test_from_nothing_to_a_node(stage: Stage) -> None:
         (b"certificate",),
         b"ak",
     )
-    assert stage.registrar.evidence[0].statement == stage.enrolment.statement
+    assert stage.registrar.evidence[0].statement == stage.enrolment.statement.to_bytes()
 
 
 def test_attestation_is_repeated(stage: Stage) -> None:

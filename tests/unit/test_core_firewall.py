@@ -60,8 +60,10 @@ def test_what_is_open_and_the_limits() -> None:
     assert text.count(" . 4100") == 2
     for family, suffix in (("ip", "4"), ("ip6", "6")):
         assert f"ct state new {family} saddr @nodes{suffix} meta l4proto . th dport @services" in text
-        assert f"update @new{suffix} {{ {family} saddr limit rate 1000/minute burst 500 packets }}" in text
-        assert f"add @connections{suffix} {{ {family} saddr ct count 1000 }} accept" in text
+        assert (
+            f"update @nodes{suffix}_new {{ {family} saddr limit rate 1000/minute burst 500 packets }}" in text
+        )
+        assert f"add @nodes{suffix}_connections {{ {family} saddr ct count 1000 }} accept" in text
     assert "hook input priority filter; policy drop;" in text
     assert "hook forward priority filter; policy drop;" in text
     assert "hook output priority filter; policy accept;" in text
@@ -156,7 +158,7 @@ def test_loading_it_twice_gives_the_same_and_leaves_other_tables() -> None:
     out = in_namespace('"$1" add table inet other; "$1" --file -; "$1" list ruleset', text + text)
     assert "table inet other" in out
     assert out.count("table inet nodeos {") == 1
-    assert out.count("ct count 1000 } accept") == 2
+    assert out.count("ct count 1000 } accept") == 4
 
 
 # Local addresses stand in for nodes: 127.0.0.2 is one, 127.0.0.3 is not. The rule for the loopback interface is
