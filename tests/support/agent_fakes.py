@@ -196,11 +196,19 @@ class FakeStop(Stop):
         super().__init__()
         self.last = last
         self.waits: list[float] = []
+        self.loads: Config | None = None
+        self.then: Callable[[], None] | None = None
 
     def wait(self, seconds: float) -> None:
+        """``loads``: the firewall is loaded meanwhile. ``then`` happens once, in the first wait."""
         self.waits.append(seconds)
+        if self.loads is not None and self.loads.ruleset.exists():
+            self.loads.ruleset.rename(self.loads.loaded_ruleset)
         if len(self.waits) >= self.last:
             raise StopRequested
+        if self.then is not None:
+            self.then, then = None, self.then
+            then()
 
 
 class Listener(Console):

@@ -13,6 +13,8 @@ from nodeos.agent.config import Config
 from nodeos.agent.device import TpmDevice
 from nodeos.agent.enrolment import Enrolment
 from nodeos.agent.service import Parts, only_agent, prepare, run_agent
+from nodeos.core.access import AccessList
+from nodeos.core.addresses import parse_address
 from nodeos.core.errors import NodeosError, RefusedError
 from nodeos.core.protocol import NodeRecord, machine_id
 from nodeos.core.site import Network
@@ -211,3 +213,23 @@ def test_the_volume_report_is_passed_on(scene: Scene) -> None:
     report = json.loads(scene.config.volume_report.read_bytes())
     scene.config.volume_report.write_text(json.dumps({**report, "made_this_boot": False}))
     assert scene.prepare().statement.volume.made_this_boot is False
+
+
+def test_the_firewall_opens_for_the_list_that_was_kept(scene: Scene) -> None:
+    kept = AccessList(nodes=(parse_address("2001:db8::1"),), clients=())
+    scene.config.access.parent.mkdir()
+    scene.config.access.write_bytes(kept.to_bytes())
+    enrolment = scene.prepare()
+    assert scene.config.ruleset.read_text() == kept.ruleset()
+    assert enrolment.firewall.access is not None
+    assert "firewall: open for the nodes and clients of the list that was kept" in scene.console.words.getvalue()
+
+
+def test_a_damaged_list_is_told_and_does_not_end_the_agent(scene: Scene) -> None:
+    scene.config.access.parent.mkdir()
+    scene.config.access.write_bytes(b'{"nodes":["ff02::1"],"clients":[]}')
+    enrolment = scene.prepare()
+    assert "firewall: closed: " in scene.console.words.getvalue()
+    assert "access.json.nodes[0]: 'ff02::1' is no unicast" in scene.console.words.getvalue()
+    assert enrolment.firewall.access is None
+    assert not scene.config.ruleset.exists()
