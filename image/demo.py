@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,9 @@ DATA_CENTER = "demo-dc"
 REWARD_TYPE = "dev"
 _GUEST_SEES_HOST = "10.0.2.2"
 _REPLICA_PORT = 8080
+# Of those that nodes reach with each other, and one (LLMNR) that systemd may open by itself: closed to us.
+_CLOSED_PORTS = (22, 2497, 4100, 5355)
+_PROBE_SECONDS = 8.0
 # Software emulation is slow, and a build machine may be busy: these are for what hangs, not for what is slow.
 _ENROL_SECONDS = 900.0
 _SERVE_SECONDS = 420.0
@@ -74,6 +78,7 @@ class Context:
     result: Result
     registrar_port: int = 0
     replica_port: int = 0
+    closed_ports: dict[int, int] = field(default_factory=dict)
     token_environment: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -136,7 +141,7 @@ def _run(context: Context, stack: ExitStack) -> None:
         facts["accelerator"] = choose_accelerator(context.path("probe"))
         step.notes.append(f"virtual machine by {facts['accelerator']}")
     machine = Machine(directory=context.path("machine"))
-    forward = {context.replica_port: _REPLICA_PORT}
+    forward = {context.replica_port: _REPLICA_PORT, **context.closed_ports}
     with switch_on(machine, accelerator=facts["accelerator"], forward=forward) as vm:
         with steps.step("First boot: state volume, identity, fingerprint, request") as step:
             first_boot(context, vm, step)
@@ -218,7 +223,10 @@ def prepare(context: Context, release: ReleaseDir, step: Step) -> None:
         "--operator-key", context.path("operator.json"), "--profile", "dev",
         "--reward-type", REWARD_TYPE, "--site-key", keys.public_file("site"),
     )  # fmt: skip
+    # What the virtual machine's port forwarding shows as the sender of everything.
+    context.nodeos("registrar", "dc", "allow", "--dir", registrar, DATA_CENTER, _GUEST_SEES_HOST)
     context.registrar_port, context.replica_port = free_port(), free_port()
+    context.closed_ports = {free_port(): port for port in _CLOSED_PORTS}
     context.steps.say("the site's configuration, the machine and its disk")
     context.nodeos(
         "media", "site", context.path("site"), "--site-key", keys.path("site.key"), "--dc", DATA_CENTER,
@@ -283,6 +291,7 @@ def first_boot(context: Context, vm: Vm, step: Step) -> None:
     seconds = time.monotonic() - vm.started
     if found["state"] != "pending":
         raise NodeosError(f"the registrar refused the machine: {json.dumps(found.get('findings'))}")
+    check_ports(context, "before_induction", dict.fromkeys((_REPLICA_PORT, *_CLOSED_PORTS), "silent"))
     context.result.facts["machine"] = found["machine"]
     context.result.facts["power_on_to_verified_seconds"] = round(seconds, 1)
     step.notes.append(f"machine {found['machine']}")
@@ -334,6 +343,10 @@ def run_canister(context: Context, vm: Vm, step: Step) -> None:
     """Step 5: install a counter, increment it twice, read it."""
     context.steps.say("waiting for the replica")
     wait_for_replica(context, vm)
+    check_ports(context, "inducted", {_REPLICA_PORT: "answers", **dict.fromkeys(_CLOSED_PORTS, "silent")})
+    step.notes.append(
+        f"port {_REPLICA_PORT} open to {_GUEST_SEES_HOST} since the induction, all others closed"
+    )
     context.steps.say("installing the counter")
     canister = context.canister("create")["canister"]
     module = context.source / "replica/canisters/counter.wat"
@@ -398,11 +411,32 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _answers_http(port: int) -> bool:
-    # QEMU accepts the connection before the guest listens: only an answer counts.
+def check_ports(context: Context, when: str, expected: dict[int, str]) -> None:
+    """Look at the node's ports from outside, and keep what was found. Raises NodeosError for another answer."""
+    forwarded = {_REPLICA_PORT: context.replica_port}
+    forwarded |= {guest: host for host, guest in context.closed_ports.items()}
+    with ThreadPoolExecutor(len(expected)) as pool:
+        found = dict(zip(expected, pool.map(lambda port: probe(forwarded[port]), expected), strict=True))
+    context.result.facts.setdefault("ports", {})[when] = {str(port): sign for port, sign in found.items()}
+    if found != expected:
+        raise NodeosError(f"ports of the node, {when.replace('_', ' ')}: found {found}, expected {expected}")
+
+
+def probe(port: int, *, seconds: float = _PROBE_SECONDS) -> str:
+    """How the guest takes a connection to the forwarded port: "answers" (in HTTP), "refused", or "silent".
+
+    QEMU accepts the connection before the guest has seen it: only what comes back counts. Where nobody listens the
+    guest refuses at once; where its firewall drops what comes, nothing comes back.
+    """
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=3) as link:
+        with socket.create_connection(("127.0.0.1", port), timeout=seconds) as link:
             link.sendall(b"GET /api/v2/status HTTP/1.0\r\nHost: node\r\n\r\n")
-            return link.recv(16).startswith(b"HTTP/1.")
+            return "answers" if link.recv(16).startswith(b"HTTP/1.") else "refused"
+    except TimeoutError:
+        return "silent"
     except OSError:
-        return False
+        return "refused"
+
+
+def _answers_http(port: int) -> bool:
+    return probe(port, seconds=3) == "answers"

@@ -82,12 +82,22 @@ def _table(rows: list[dict[str, str]]) -> str:
     type=click.Path(path_type=Path),
     help="Addresses of the registry's nodes: one on a line (# begins a comment), or a JSON list.",
 )
+@click.option(
+    "--client",
+    "clients",
+    multiple=True,
+    metavar="PREFIX",
+    help="Who reaches the replica's port 8080 beside them. Can be given more than once.",
+)
 @click.pass_context
-def firewall(ctx: click.Context, path: Path) -> None:
+def firewall(ctx: click.Context, path: Path, clients: tuple[str, ...]) -> None:
     """Print the nftables ruleset of a node. It is not loaded.
 
-    Services are open to the given nodes alone, with limits for each source address. Without a node all are closed.
+    Services are open to the given nodes and clients alone, with limits for each source address. Without any of them
+    all are closed.
     """
+    from nodeos.core.access import sorted_addresses
+    from nodeos.core.addresses import collapse, parse_network
     from nodeos.core.errors import UsageError
     from nodeos.core.files import read_file
     from nodeos.core.firewall import parse_nodes, render
@@ -98,8 +108,15 @@ def firewall(ctx: click.Context, path: Path) -> None:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{path.name}: line {line}: not UTF-8", hint="is this the right file?") from error
-    nodes = sorted(set(parse_nodes(text, path.name)), key=lambda address: (address.version, int(address)))
-    ruleset = render(nodes)
+    nodes = sorted_addresses(parse_nodes(text, path.name))
+    prefixes = collapse(parse_network(client) for client in clients)
+    ruleset = render(nodes, clients=prefixes)
     if not nodes:
-        click.echo(f"{path}: no node in it, so every service is closed", err=True)
-    emit(ctx, {"nodes": [str(node) for node in nodes], "ruleset": ruleset}, ruleset.rstrip("\n"))
+        closed = "nodes reach nothing" if prefixes else "every service is closed"
+        click.echo(f"{path}: no node in it, so {closed}", err=True)
+    value = {
+        "nodes": [str(node) for node in nodes],
+        "clients": [str(prefix) for prefix in prefixes],
+        "ruleset": ruleset,
+    }
+    emit(ctx, value, ruleset.rstrip("\n"))

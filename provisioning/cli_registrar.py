@@ -265,6 +265,49 @@ def dc_add(  # noqa: PLR0917
     emit(ctx, {"data_center": name, "operator": row.operator}, f"{name}: operator {row.operator}")
 
 
+@dc.command("allow")
+@_directory
+@click.argument("name", metavar="DC")
+@click.argument("prefixes", metavar="PREFIX...", nargs=-1, required=True)
+@click.pass_context
+def dc_allow(ctx: click.Context, directory: Path, name: str, prefixes: tuple[str, ...]) -> None:
+    """Let boundary nodes and operators reach the replicas of a data centre.
+
+    Its nodes open the replica's port 8080, and nothing else, to these prefixes (2001:db8::/48, 192.0.2.7) beside
+    those that were allowed before. Nodes take the change within minutes.
+    """
+    _change_clients(ctx, directory, name, prefixes, withdraw=False)
+
+
+@dc.command("disallow")
+@_directory
+@click.argument("name", metavar="DC")
+@click.argument("prefixes", metavar="PREFIX...", nargs=-1, required=True)
+@click.pass_context
+def dc_disallow(ctx: click.Context, directory: Path, name: str, prefixes: tuple[str, ...]) -> None:
+    """Close the replicas of a data centre to prefixes that were allowed.
+
+    Connections that are open stay open.
+    """
+    _change_clients(ctx, directory, name, prefixes, withdraw=True)
+
+
+def _change_clients(
+    ctx: click.Context, directory: Path, name: str, prefixes: tuple[str, ...], *, withdraw: bool
+) -> None:
+    from contextlib import closing
+
+    from provisioning.registrar import admin
+    from provisioning.registrar.directory import Directory
+
+    with closing(Directory(directory).open()) as store:
+        allowed = [str(p) for p in admin.allow_clients(store, name, prefixes, withdraw=withdraw)]
+    words = (
+        f"{name}: port 8080 is open to {', '.join(allowed)}" if allowed else f"{name}: no client is allowed"
+    )
+    emit(ctx, {"data_center": name, "clients": allowed}, words)
+
+
 @dc.command("list")
 @_directory
 @click.pass_context
@@ -276,6 +319,7 @@ def dc_list(ctx: click.Context, directory: Path) -> None:
 
     with closing(Directory(directory).open()) as store, store.read() as tx:
         rows = tx.centers()
+        clients = {row.name: tx.clients(row.name) for row in rows}
     emit(
         ctx,
         [
@@ -284,10 +328,15 @@ def dc_list(ctx: click.Context, directory: Path) -> None:
                 "operator": row.operator,
                 "profile": row.profile,
                 "node_reward_type": row.node_reward_type,
+                "clients": clients[row.name],
             }
             for row in rows
         ],
-        "\n".join(f"{row.name}  {row.profile}  {row.node_reward_type}  {row.operator}" for row in rows)
+        "\n".join(
+            f"{row.name}  {row.profile}  {row.node_reward_type}  {row.operator}"
+            + "".join(f"\n  clients from {prefix}" for prefix in clients[row.name])
+            for row in rows
+        )
         or "no data centre is known yet",
     )
 

@@ -45,12 +45,20 @@ def _path_option(name: str, default: Path, words: str) -> Callable[[F], F]:
 @_path_option("--os-release", _DEFAULTS.os_release, "The os-release file of the image.")
 @_path_option("--network-directory", _DEFAULTS.network_directory, "Where a static network is configured.")
 @_path_option("--attested", _DEFAULTS.attested, "File that is made once the node is attested in this boot.")
+@_path_option("--ruleset", _DEFAULTS.ruleset, "Where the firewall's ruleset is put to be loaded.")
 @click.option(
     "--period",
     type=click.IntRange(1, 86400),
     default=_DEFAULTS.period,
     show_default=True,
     help="Seconds between attestations.",
+)
+@click.option(
+    "--access-period",
+    type=click.IntRange(1, 86400),
+    default=_DEFAULTS.access_period,
+    show_default=True,
+    help="Seconds between questions who may reach the node.",
 )
 def run(**options: Any) -> None:
     """Enrol this machine, attest it, and attest it again until SIGTERM.
@@ -60,6 +68,7 @@ def run(**options: Any) -> None:
     """
     from nodeos.agent import service, site, volume
     from nodeos.agent.console import Console
+    from nodeos.agent.firewall import own_addresses
     from nodeos.agent.stop import Stop, StopRequested
 
     config = Config(**options)
@@ -71,6 +80,7 @@ def run(**options: Any) -> None:
         collect_fingerprint=_collect_fingerprint,
         locked_volume=_LockedVolume(),
         reboot=_reboot,
+        own_addresses=own_addresses,
     )
     with Stop() as stop:
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What the command line asked for. ``period`` is the time between attestations, in seconds."""
+    """What the command line asked for. Periods are in seconds; ``period`` is that of attestations."""
 
     state: Path = Path("/var/lib/nodeos")
     esp: Path = Path("/efi/nodeos")
@@ -22,8 +22,12 @@ class Config:
     os_release: Path = Path("/etc/os-release")
     network_directory: Path = Path("/run/systemd/network")
     period: int = 900
+    # Between questions whether the list of those who may reach the node has changed.
+    access_period: int = 300
     # Made once the node is attested in this boot; starts nodeos-bless.service.
     attested: Path = Path("/run/nodeos/attested")
+    # What is written here is loaded by nodeos-firewall-load.service, and then lies at ``loaded_ruleset``.
+    ruleset: Path = Path("/run/nodeos/firewall.new")
 
     @property
     def keys(self) -> Path:
@@ -32,6 +36,14 @@ class Config:
     @property
     def node_record(self) -> Path:
         return self.state / "node.json"
+
+    @property
+    def loaded_ruleset(self) -> Path:
+        return self.ruleset.with_suffix(".nft")
+
+    @property
+    def access(self) -> Path:
+        return self.state / "access.json"
 
     @property
     def enrolment(self) -> Path:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from nodeos.agent import evidence
 from nodeos.agent.backoff import SLOW, Backoff, jittered
 from nodeos.agent.config import Config
 from nodeos.agent.console import Console
 from nodeos.agent.device import OpenTpm, TpmDevice
+from nodeos.agent.firewall import Firewall
 from nodeos.agent.registrar import Registrar, RegistrarError
 from nodeos.agent.stop import Stop
-from nodeos.core.errors import Finding, RefusedError, UnreachableError
+from nodeos.core.access import MAX_ADDRESSES
+from nodeos.core.addresses import IpAddress
+from nodeos.core.errors import Finding, NodeosError, RefusedError, UnreachableError
 from nodeos.core.files import read_file, write_atomic
 from nodeos.core.protocol import (
+    AccessRequest,
     Challenge,
     EnrolmentState,
     NodeKeys,
@@ -23,13 +28,16 @@ from nodeos.core.protocol import (
     Outcome,
     Poll,
     Request,
+    Statement,
     poll_proof,
 )
 from nodeos.core.site import SignedSite, SiteConfig
 
 STEP = "enrolment"
+FIREWALL = "firewall"
 # How long a poll may be put off by the registrar, in seconds.
 LONGEST_POLL = 300
+OwnAddresses = Callable[[], tuple[IpAddress, ...]]
 _UNDECIDED = (EnrolmentState.PENDING, EnrolmentState.CHALLENGED)
 
 
@@ -63,10 +71,17 @@ class Session:
     secret: bytes = field(repr=False)
     counter: int = 0
 
+    def poll(self) -> Poll:
+        """A poll that was not sent before."""
+        self.counter += 1
+        proof = poll_proof(self.secret, self.name, self.counter)
+        return Poll(session=self.name, counter=self.counter, proof=proof)
+
 
 @dataclass(slots=True, kw_only=True)
 class Enrolment:
-    """One boot's dealings with the registrar. ``statement`` holds for the whole boot."""
+    """One boot's dealings with the registrar. ``statement`` holds for the whole boot, but for the addresses: those
+    are stated as they are at each attestation. ``session`` is that of the attestation that passed last."""
 
     config: Config
     open_tpm: OpenTpm
@@ -76,8 +91,11 @@ class Enrolment:
     stop: Stop
     settings: SiteConfig
     machine: Machine
-    statement: bytes
+    statement: Statement
     record: NodeRecord | None
+    firewall: Firewall
+    own_addresses: OwnAddresses
+    session: Session | None = None
     backoff: Backoff = field(default_factory=Backoff)
 
     def keep_attested(self, period: int) -> None:
@@ -85,10 +103,25 @@ class Enrolment:
         if self.record is not None:
             self.console.tell(STEP, f"inducted in an earlier boot as {self.record.node_id}; attesting anew")
         while True:
-            self.stop.wait(self.once(period))
+            self._wait(self.once(period))
+
+    def _wait(self, seconds: float) -> None:
+        """Until the next attestation; meanwhile keep up with who may reach the node. An own address that others
+        don't know yet ends the waiting."""
+        while self.session is not None and seconds > self.config.access_period:
+            self.stop.wait(self.config.access_period)
+            seconds -= self.config.access_period
+            self._update_access(self.session)
+            if self._addresses() != self.statement.addresses:
+                return
+        self.stop.wait(seconds)
+
+    def _addresses(self) -> tuple[IpAddress, ...]:
+        return self.own_addresses()[:MAX_ADDRESSES]
 
     def once(self, period: int) -> float:
         """Attest once, and wait for the operator if need be. Returns the seconds until the next time."""
+        self.session = None
         try:
             outcome = self.attest()
             if outcome.state is EnrolmentState.INDUCTED and outcome.node is not None:
@@ -113,18 +146,21 @@ class Enrolment:
             session = Session(name=challenge.session, secret=activate(tpm, challenge))
             if evidence.is_incomplete(self.config.userspace_log):
                 self.console.tell(STEP, "systemd's measurement log is marked as incomplete")
+            self.statement = replace(self.statement, addresses=self._addresses())
             proof = evidence.gather(
                 self.config,
                 tpm,
                 self.prove_keys,
                 challenge,
                 secret=session.secret,
-                statement=self.statement,
+                statement=self.statement.to_bytes(),
             )
         with self.stop.interruptible():
             outcome = self.registrar.evidence(self.machine.id, proof)
         self.backoff.reset()
-        return self._wait_for_operator(session, outcome)
+        outcome = self._wait_for_operator(session, outcome)
+        self.session = session
+        return outcome
 
     def _wait_for_operator(self, session: Session, outcome: Outcome) -> Outcome:
         """Poll until the outcome is a decision. Raises RegistrarError if the session is no longer known."""
@@ -144,15 +180,9 @@ class Enrolment:
 
     def _poll(self, session: Session) -> Outcome | None:
         """Ask once. None if nobody answered, after telling that and waiting."""
-        session.counter += 1
-        poll = Poll(
-            session=session.name,
-            counter=session.counter,
-            proof=poll_proof(session.secret, session.name, session.counter),
-        )
         try:
             with self.stop.interruptible():
-                outcome = self.registrar.poll(self.machine.id, poll)
+                outcome = self.registrar.poll(self.machine.id, session.poll())
         except UnreachableError as error:
             self.stop.wait(self._unreachable(error))
             return None
@@ -177,11 +207,37 @@ class Enrolment:
         self._remember(EnrolmentState.INDUCTED, findings)
         if not self.config.attested.exists():
             write_atomic(self.config.attested, b"")
+        if self.session is not None:
+            self._update_access(self.session)
         self.console.know(state=str(EnrolmentState.INDUCTED), attested_at=int(time.time()))
         words = f"attested as the node {node.node_id}; again in {period} s"
         self.console.findings("running", words, findings)
         self.console.ready()
         return float(period)
+
+    def _update_access(self, session: Session) -> None:
+        """Open the firewall for those who may reach the node now. What fails is told, and changes nothing."""
+        firewall = self.firewall
+        if not firewall.is_loaded():
+            self.console.tell(
+                FIREWALL,
+                "the ruleset is not loaded; trying again\n  → see the journal of nodeos-firewall-load",
+            )
+            firewall.load_again()
+        have = None if firewall.access is None else firewall.access.digest
+        try:
+            with self.stop.interruptible():
+                answer = self.registrar.access(self.machine.id, AccessRequest(poll=session.poll(), have=have))
+        except NodeosError as error:
+            kept = "stays as it is" if have else "stays closed"
+            self.console.tell(FIREWALL, f"{kept}: {error.message.splitlines()[0]}")
+            return
+        if answer.access is not None:
+            firewall.open_for(answer.access)
+            nodes, clients = len(answer.access.nodes), len(answer.access.clients)
+            self.console.tell(
+                FIREWALL, f"open for {nodes} addresses of nodes and {clients} prefixes of clients"
+            )
 
     def _check_record(self, node: NodeRecord) -> None:
         """The registrar's record must be this node's, on this machine, for this site."""
@@ -223,6 +279,7 @@ class Enrolment:
         self, state: EnrolmentState, message: str, findings: tuple[Finding, ...], hint: str | None
     ) -> float:
         delay = jittered(SLOW)
+        self.session = None
         self._remember(state, findings)
         self.console.know(state=str(state))
         todo = hint or (

@@ -67,6 +67,8 @@ def make_statement(
         recovery=recovery,
         memory_encryption=memory_encryption,
         fingerprint=fingerprint,
+        # Those of the moment are put in at each attestation.
+        addresses=(),
         update=update,
     )
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
+from nodeos.core.access import AccessAnswer
 from nodeos.core.errors import NodeosError, RefusedError, UnreachableError
-from nodeos.core.protocol import Challenge, Evidence, Outcome, Poll, Request
+from nodeos.core.protocol import AccessRequest, Challenge, Evidence, Outcome, Poll, Request
 from nodeos.core.recovery_request import LockedEvidence, RecoveryOutcome
 
 T = TypeVar("T")
@@ -41,6 +42,9 @@ class Registrar:
 
     def poll(self, machine: str, poll: Poll) -> Outcome:
         return self._ask(f"/v1/enrolments/{machine}/status", poll.to_bytes(), Outcome.parse)
+
+    def access(self, machine: str, request: AccessRequest) -> AccessAnswer:
+        return self._ask(f"/v1/enrolments/{machine}/access", request.to_bytes(), AccessAnswer.parse)
 
     def recovery(self, machine: str, evidence: LockedEvidence) -> RecoveryOutcome:
         return self._ask(f"/v1/enrolments/{machine}/recovery", evidence.to_bytes(), RecoveryOutcome.parse)

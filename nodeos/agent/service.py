@@ -16,7 +16,8 @@ from nodeos.agent import evidence, identity, memory, recovery, site, volume
 from nodeos.agent.config import Config
 from nodeos.agent.console import Console
 from nodeos.agent.device import OpenTpm, TpmDevice
-from nodeos.agent.enrolment import Enrolment, Machine
+from nodeos.agent.enrolment import Enrolment, Machine, OwnAddresses
+from nodeos.agent.firewall import Firewall
 from nodeos.agent.registrar import Registrar
 from nodeos.agent.stop import Stop
 from nodeos.core.errors import NodeosError, UsageError
@@ -43,6 +44,7 @@ class Parts:
     collect_fingerprint: CollectFingerprint
     locked_volume: recovery.Volume
     reboot: Callable[[], None]
+    own_addresses: OwnAddresses
 
 
 def run_agent(config: Config, parts: Parts, console: Console, stop: Stop) -> None:
@@ -79,6 +81,7 @@ def told_system_errors() -> Iterator[None]:
 def prepare(config: Config, parts: Parts, console: Console, stop: Stop) -> Enrolment:
     """All steps before the registrar is asked."""
     console.know(boot_id=evidence.boot_id())
+    firewall = restore_firewall(config, console)
     signed, settings = check_site(config, console)
     memory_encryption = memory.memory_encryption()
     memory.require(settings.memory_encryption, memory_encryption)
@@ -111,9 +114,22 @@ def prepare(config: Config, parts: Parts, console: Console, stop: Stop) -> Enrol
         stop=stop,
         settings=settings,
         machine=machine,
-        statement=statement.to_bytes(),
+        statement=statement,
         record=record,
+        firewall=firewall,
+        own_addresses=parts.own_addresses,
     )
+
+
+def restore_firewall(config: Config, console: Console) -> Firewall:
+    """Open for those who could reach the node last time, until the registrar is asked."""
+    firewall = Firewall(config=config)
+    try:
+        if firewall.restore():
+            console.tell("firewall", "open for the nodes and clients of the list that was kept")
+    except NodeosError as error:
+        console.tell("firewall", f"closed: {error.message}")
+    return firewall
 
 
 def prepare_recovery(config: Config, parts: Parts, console: Console, stop: Stop) -> recovery.Recovery:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, NewType
@@ -21,6 +22,7 @@ from nodeos.core.errors import UsageError
 
 IpVersion = Literal[4, 6]
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 Deployment = NewType("Deployment", str)
 
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}|[0-9a-f]{2}(?:-[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
@@ -108,6 +110,40 @@ def parse_address(text: str) -> IpAddress:
         ) from error
     require_unicast(address)
     return address
+
+
+def parse_network(text: str) -> IpNetwork:
+    """An IPv4 or IPv6 prefix of unicast addresses alone; a single address stands for itself."""
+    hint = "write 2001:db8::/48 or 192.0.2.0/24, without bits behind the prefix"
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r} is no IP prefix: {error}", hint=hint) from error
+    require_unicast_network(network)
+    return network
+
+
+def collapse(networks: Iterable[IpNetwork]) -> tuple[IpNetwork, ...]:
+    """The fewest prefixes with the same addresses, IPv4 before IPv6, in the order of their numbers."""
+    known = tuple(networks)
+    return (
+        *ipaddress.collapse_addresses(n for n in known if isinstance(n, ipaddress.IPv4Network)),
+        *ipaddress.collapse_addresses(n for n in known if isinstance(n, ipaddress.IPv6Network)),
+    )
+
+
+def require_unicast_network(network: IpNetwork) -> None:
+    """Refuse a prefix that holds any address which ``require_unicast`` would refuse."""
+    if isinstance(network, ipaddress.IPv6Network):
+        good = any(network.subnet_of(whole) for whole in _UNICAST6)
+        good = good and network.network_address.scope_id is None
+    else:
+        good = not any(network.overlaps(part) for part in _NOT_UNICAST4)
+    if not good:
+        raise UsageError(
+            f"{str(network)!r} holds more than unicast addresses of machines in the network",
+            hint="take a longer prefix of global or private addresses",
+        )
 
 
 def require_unicast(address: IpAddress) -> None:

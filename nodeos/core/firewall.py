@@ -1,11 +1,12 @@
 """The firewall of a node: an nftables ruleset that is closed but for the nodes in the registry.
 
 Only text is made here; nothing is loaded. The ruleset replaces the table ``inet nodeos`` in one transaction and
-touches no other table. What no rule accepts is dropped: an empty list of nodes leaves every service closed.
+touches no other table. What no rule accepts is dropped: without nodes and clients every service is closed.
 Rules of limits accept what is inside the limit, and don't drop what is over it: should the kernel be unable to
 count (its set is full), the packet is dropped too.
 
-Loading it anew starts the counts per source anew.
+Nodes and clients are counted in sets of their own: clients, of which a prefix may hold any number, can't take the
+room that nodes need. Loading it anew starts the counts per source anew.
 """
 
 from __future__ import annotations
@@ -15,29 +16,40 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nodeos.core.addresses import IpAddress, parse_address, require_unicast
+from nodeos.core.addresses import (
+    IpAddress,
+    IpNetwork,
+    collapse,
+    parse_address,
+    require_unicast,
+    require_unicast_network,
+)
 from nodeos.core.errors import UsageError
 
 # The kernel keeps a count for each node that connects; every node of the list must have room.
 MAX_NODES = 1 << 16
+# Prefixes; of their addresses so many are counted at once as there may be nodes.
+MAX_CLIENTS = 1 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What registry nodes may reach, and how often. The defaults are the network's.
 
-    ``connections``: at the same time from one source address, over all services. ``new_per_minute``: connections
-    begun from one source address, of which ``burst`` may come at once.
+    ``client_port`` is the one TCP port that clients reach: the replica's HTTP. ``connections``: at the same time
+    from one source address, over all services. ``new_per_minute``: connections begun from one source address, of
+    which ``burst`` may come at once.
     """
 
     tcp_ports: tuple[int, ...] = (22, 2497, 4100, 8080)
     udp_ports: tuple[int, ...] = (4100,)
+    client_port: int = 8080
     connections: int = 1000
     new_per_minute: int = 1000
     burst: int = 500
 
     def __post_init__(self) -> None:
-        for port in (*self.tcp_ports, *self.udp_ports):
+        for port in (*self.tcp_ports, *self.udp_ports, self.client_port):
             if not 1 <= port <= 65535:
                 raise UsageError(f"{port} is no port", hint="ports are 1 to 65535")
         if not self.tcp_ports and not self.udp_ports:
@@ -83,10 +95,13 @@ def _parse(word: str, where: str) -> IpAddress:
         raise UsageError(f"{where}: {error.message}", hint=error.hint) from error
 
 
-def render(nodes: Iterable[IpAddress], settings: Settings | None = None) -> str:
-    """The ruleset for ``nft --file``. Equal nodes and settings give equal text, in whatever order they come.
+def render(
+    nodes: Iterable[IpAddress], settings: Settings | None = None, *, clients: Iterable[IpNetwork] = ()
+) -> str:
+    """The ruleset for ``nft --file``. Equal nodes, clients and settings give equal text, whatever their order.
 
-    Raises UsageError for what is no unicast address and for more than MAX_NODES addresses.
+    Raises UsageError for what is no unicast address, and for more than MAX_NODES addresses or MAX_CLIENTS
+    prefixes.
     """
     settings = settings or Settings()
     distinct = set(nodes)
@@ -96,15 +111,26 @@ def render(nodes: Iterable[IpAddress], settings: Settings | None = None) -> str:
         raise UsageError(f"{len(distinct)} addresses of nodes, at most {MAX_NODES} can be counted")
     nodes4 = sorted(address for address in distinct if isinstance(address, ipaddress.IPv4Address))
     nodes6 = sorted(address for address in distinct if isinstance(address, ipaddress.IPv6Address))
+    prefixes = set(clients)
+    for prefix in prefixes:
+        require_unicast_network(prefix)
+    if len(prefixes) > MAX_CLIENTS:
+        raise UsageError(f"{len(prefixes)} prefixes of clients, at most {MAX_CLIENTS} are allowed")
+    # nftables refuses a set in which one prefix holds another.
+    collapsed = collapse(prefixes)
     services = [f"tcp . {port}" for port in sorted(set(settings.tcp_ports))]
     services += [f"udp . {port}" for port in sorted(set(settings.udp_ports))]
     return _TEMPLATE.format(
         services=_elements(services),
         nodes4=_elements(nodes4),
         nodes6=_elements(nodes6),
+        clients4=_elements(prefix for prefix in collapsed if prefix.version == 4),
+        clients6=_elements(prefix for prefix in collapsed if prefix.version == 6),
         size=MAX_NODES,
-        accept4=_accept("ip", "4", settings),
-        accept6=_accept("ip6", "6", settings),
+        accept4=_accept("ip", "nodes4", "meta l4proto . th dport @services", settings),
+        accept6=_accept("ip6", "nodes6", "meta l4proto . th dport @services", settings),
+        accept_clients4=_accept("ip", "clients4", f"tcp dport {settings.client_port}", settings),
+        accept_clients6=_accept("ip6", "clients6", f"tcp dport {settings.client_port}", settings),
     )
 
 
@@ -114,13 +140,13 @@ def _elements(values: Iterable[object]) -> str:
     return f"\n\t\telements = {{\n\t\t\t{text}\n\t\t}}" if text else ""
 
 
-def _accept(family: str, suffix: str, settings: Settings) -> str:
-    """The rule that lets nodes in: each part that does not match ends it, and then the policy drops."""
+def _accept(family: str, sources: str, service: str, settings: Settings) -> str:
+    """The rule that lets ``sources`` in: each part that does not match ends it, and then the policy drops."""
     limit = f"limit rate {settings.new_per_minute}/minute burst {settings.burst} packets"
     return (
-        f"ct state new {family} saddr @nodes{suffix} meta l4proto . th dport @services"
-        f" update @new{suffix} {{ {family} saddr {limit} }}"
-        f" add @connections{suffix} {{ {family} saddr ct count {settings.connections} }} accept"
+        f"ct state new {family} saddr @{sources} {service}"
+        f" update @{sources}_new {{ {family} saddr {limit} }}"
+        f" add @{sources}_connections {{ {family} saddr ct count {settings.connections} }} accept"
     )
 
 
@@ -140,24 +166,54 @@ table inet nodeos {{
 	set nodes6 {{
 		type ipv6_addr{nodes6}
 	}}
-	set new4 {{
+	set clients4 {{
+		type ipv4_addr
+		flags interval{clients4}
+	}}
+	set clients6 {{
+		type ipv6_addr
+		flags interval{clients6}
+	}}
+	set nodes4_new {{
 		type ipv4_addr
 		size {size}
 		flags dynamic,timeout
 		timeout 1m
 	}}
-	set new6 {{
+	set nodes4_connections {{
+		type ipv4_addr
+		size {size}
+		flags dynamic
+	}}
+	set nodes6_new {{
 		type ipv6_addr
 		size {size}
 		flags dynamic,timeout
 		timeout 1m
 	}}
-	set connections4 {{
+	set nodes6_connections {{
+		type ipv6_addr
+		size {size}
+		flags dynamic
+	}}
+	set clients4_new {{
+		type ipv4_addr
+		size {size}
+		flags dynamic,timeout
+		timeout 1m
+	}}
+	set clients4_connections {{
 		type ipv4_addr
 		size {size}
 		flags dynamic
 	}}
-	set connections6 {{
+	set clients6_new {{
+		type ipv6_addr
+		size {size}
+		flags dynamic,timeout
+		timeout 1m
+	}}
+	set clients6_connections {{
 		type ipv6_addr
 		size {size}
 		flags dynamic
@@ -178,6 +234,8 @@ table inet nodeos {{
 		ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept
 		{accept4}
 		{accept6}
+		{accept_clients4}
+		{accept_clients6}
 	}}
 	chain forward {{
 		type filter hook forward priority filter; policy drop;

@@ -7,6 +7,8 @@
                                    Outcome       ←
     POST /v1/enrolments/M/status   Poll          →    (until the operator has decided)
                                    Outcome       ←
+    POST /v1/enrolments/M/access   AccessRequest →    (once inducted: who may reach the node)
+                                   AccessAnswer  ←
 
 M is the machine id: hex of SHA-256 over the endorsement key's TPMT_PUBLIC. A node attests again, at every
 boot, by the same three steps. The quote's qualifying data binds all that the node states (see
@@ -21,6 +23,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from nodeos.core.access import MAX_ADDRESSES, parse_item
+from nodeos.core.addresses import IpAddress
 from nodeos.core.errors import Finding
 from nodeos.core.principal import Principal
 from nodeos.core.statepolicy import HIGHEST_VERSION
@@ -292,7 +296,8 @@ class Statement:
     ``recovery`` is the RecoveryBlob in the header of the state volume, in its canonical bytes: the registrar keeps
     it. ``boot_id`` is the kernel's random boot id, ``release`` the version in os-release (a claim until the
     measurements prove it), ``fingerprint`` the canonical CBOR of the report, ``memory_encryption`` what the
-    running system sees ("active", "absent", "unknown").
+    running system sees ("active", "absent", "unknown"). ``addresses`` are the node's own, which other nodes
+    let in.
     """
 
     boot_id: str
@@ -302,6 +307,7 @@ class Statement:
     recovery: bytes
     memory_encryption: str
     fingerprint: bytes
+    addresses: tuple[IpAddress, ...]
     update: UpdateStatus | None = None
 
     def to_bytes(self) -> bytes:
@@ -314,6 +320,7 @@ class Statement:
             "recovery": b64(self.recovery),
             "memory_encryption": self.memory_encryption,
             "fingerprint": b64(self.fingerprint),
+            "addresses": [str(address) for address in self.addresses],
         }
         if self.update is not None:
             value["update"] = self.update.to_json()
@@ -332,6 +339,7 @@ class Statement:
             memory_encryption=fields.text("memory_encryption", limit=16),
             fingerprint=fields.data("fingerprint", limit=8192),
             update=UpdateStatus.parse(fields.nested("update")) if fields.has("update") else None,
+            addresses=fields.list_of("addresses", parse_item, limit=MAX_ADDRESSES),
         )
         fields.done()
         return statement
@@ -396,12 +404,18 @@ class Poll:
     counter: int
     proof: bytes
 
+    def to_json(self) -> dict[str, Any]:
+        return {"session": self.session, "counter": self.counter, "proof": b64(self.proof)}
+
     def to_bytes(self) -> bytes:
-        return canonical_json({"session": self.session, "counter": self.counter, "proof": b64(self.proof)})
+        return canonical_json(self.to_json())
 
     @classmethod
     def parse(cls, data: bytes) -> Poll:
-        fields = parse_json(data, "poll")
+        return cls.parse_fields(parse_json(data, "poll"))
+
+    @classmethod
+    def parse_fields(cls, fields: Fields) -> Poll:
         poll = cls(
             session=fields.text("session", limit=64),
             counter=fields.integer("counter"),
@@ -409,6 +423,28 @@ class Poll:
         )
         fields.done()
         return poll
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessRequest:
+    """A node's question who may reach it. ``poll`` shows who asks; ``have`` is the digest of the list it has."""
+
+    poll: Poll
+    have: bytes | None
+
+    def to_bytes(self) -> bytes:
+        have = None if self.have is None else self.have.hex()
+        return canonical_json({"poll": self.poll.to_json(), "have": have})
+
+    @classmethod
+    def parse(cls, data: bytes) -> AccessRequest:
+        fields = parse_json(data, "request")
+        request = cls(
+            poll=Poll.parse_fields(fields.nested("poll")),
+            have=fields.hexadecimal("have", length=32) if fields.has("have") else None,
+        )
+        fields.done()
+        return request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hsm.identity import public_key_of
 from hsm.keys import algorithm_of, parse_publics, public_der, read_public
 from hsm.pin import read_pin
+from nodeos.core.addresses import IpNetwork, collapse, parse_network
 from nodeos.core.errors import UsageError
 from nodeos.core.files import read_file
+from nodeos.core.firewall import MAX_CLIENTS
 from nodeos.core.principal import Principal
 from nodeos.core.release import Release, Variant, check_signature
 from provisioning.registrar.rows import AuditRow, CenterRow, ReleaseRow, TrustRow
@@ -134,6 +136,36 @@ def add_center(store: Store, row: CenterRow) -> None:
         tx.add_center(row)
         detail = {"data_center": row.name, "operator": row.operator, "profile": row.profile}
         _note(tx, "data-center-added", detail, row.added_at)
+
+
+def allow_clients(
+    store: Store, center: str, prefixes: Sequence[str], *, withdraw: bool = False
+) -> tuple[IpNetwork, ...]:
+    """Let clients from ``prefixes`` reach the replicas of the data centre's nodes, or no longer; what then holds.
+
+    Raises UsageError for an unknown data centre, for what is no prefix of unicast addresses, for too many, and for
+    one that is withdrawn and was not allowed.
+    """
+    given = {parse_network(text) for text in prefixes}
+    at = now()
+    with store.write() as tx:
+        if tx.center(center) is None:
+            raise UsageError(f"there is no data centre {center}", hint="see `nodeos registrar dc list`")
+        before = {parse_network(text) for text in tx.clients(center)}
+        if withdraw and not given <= before:
+            missing = ", ".join(str(prefix) for prefix in collapse(given - before))
+            raise UsageError(f"{missing}: not allowed at {center}", hint="see `nodeos registrar dc list`")
+        after = before - given if withdraw else before | given
+        if len(after) > MAX_CLIENTS:
+            raise UsageError(f"{len(after)} prefixes for {center}, at most {MAX_CLIENTS} are kept")
+        if after != before:
+            tx.put_clients(center, [str(prefix) for prefix in after])
+            event = "clients-withdrawn" if withdraw else "clients-allowed"
+            changed = ", ".join(sorted(str(prefix) for prefix in before ^ after))
+            _note(tx, event, {"data_center": center, "prefixes": changed}, at)
+    return tuple(
+        sorted(after, key=lambda prefix: (prefix.version, int(prefix.network_address), prefix.prefixlen))
+    )
 
 
 def _note(tx: Transaction, event: str, detail: dict[str, str], at: int) -> None:

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -39,6 +39,10 @@ THREADS = 4
 # Beyond this many waiting calls the answer is "busy": a queue that only grows helps nobody.
 WAITING = 128
 log = logging.getLogger("nodeos.registrar")
+
+
+class _Message(Protocol):
+    def to_bytes(self) -> bytes: ...
 
 
 class TooLargeError(NodeosError):
@@ -110,29 +114,14 @@ def make_app(service: Service) -> Starlette:
         challenge = await machines_pool.run(lambda: service.request(body))
         return Response(challenge.to_bytes(), media_type="application/json")
 
-    async def evidence(request: Request) -> Response:
-        body = await read_body(request, BODY_LIMIT, seconds)
-        machine = request.path_params["machine"]
-        outcome = await machines_pool.run(lambda: service.evidence(machine, body))
-        return Response(outcome.to_bytes(), media_type="application/json")
+    def machine(answer: Callable[[str, bytes], _Message]) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            body = await read_body(request, BODY_LIMIT, seconds)
+            name = machine_of(request)
+            answered = await machines_pool.run(lambda: answer(name, body))
+            return Response(answered.to_bytes(), media_type="application/json")
 
-    async def recovery(request: Request) -> Response:
-        body = await read_body(request, BODY_LIMIT, seconds)
-        machine = request.path_params["machine"]
-        outcome = await machines_pool.run(lambda: recoveries.evidence(machine, body))
-        return Response(outcome.to_bytes(), media_type="application/json")
-
-    async def recovery_status(request: Request) -> Response:
-        body = await read_body(request, BODY_LIMIT, seconds)
-        machine = request.path_params["machine"]
-        outcome = await machines_pool.run(lambda: recoveries.poll(machine, body))
-        return Response(outcome.to_bytes(), media_type="application/json")
-
-    async def status(request: Request) -> Response:
-        body = await read_body(request, BODY_LIMIT, seconds)
-        machine = request.path_params["machine"]
-        outcome = await machines_pool.run(lambda: service.poll(machine, body))
-        return Response(outcome.to_bytes(), media_type="application/json")
+        return endpoint
 
     async def installed(request: Request) -> Response:
         body = await read_body(request, installation.LIMIT, seconds)
@@ -165,10 +154,11 @@ def make_app(service: Service) -> Starlette:
         Route("/v1/health", health, methods=["GET"]),
         Route(installation.PATH, installed, methods=["POST"]),
         Route("/v1/enrolments", enrol, methods=["POST"]),
-        Route("/v1/enrolments/{machine}/evidence", evidence, methods=["POST"]),
-        Route("/v1/enrolments/{machine}/status", status, methods=["POST"]),
-        Route("/v1/enrolments/{machine}/recovery", recovery, methods=["POST"]),
-        Route("/v1/enrolments/{machine}/recovery/status", recovery_status, methods=["POST"]),
+        Route("/v1/enrolments/{machine}/evidence", machine(service.evidence), methods=["POST"]),
+        Route("/v1/enrolments/{machine}/status", machine(service.poll), methods=["POST"]),
+        Route("/v1/enrolments/{machine}/access", machine(service.access), methods=["POST"]),
+        Route("/v1/enrolments/{machine}/recovery", machine(recoveries.evidence), methods=["POST"]),
+        Route("/v1/enrolments/{machine}/recovery/status", machine(recoveries.poll), methods=["POST"]),
         Route("/v1/operator/recoveries", operator(lambda c, _, __: recoveries.listed(c)), methods=["GET"]),
         Route(
             "/v1/operator/recoveries/{machine}",

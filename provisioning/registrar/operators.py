@@ -171,6 +171,7 @@ def induct(
             luks_uuid=statement.volume.luks_uuid,
             boot_id=statement.boot_id,
             evidence=enrolment.evidence or "",
+            addresses=tuple(str(address) for address in statement.addresses),
         )
     )
     return record
@@ -266,9 +267,10 @@ def _record(row: NodeRow) -> dict[str, Any]:
 def _node_summary(tx: Transaction, row: NodeRow) -> dict[str, Any]:
     latest = tx.attestations(row.machine, 1)
     short = {name: value for name, value in _attestation(latest[0]).items() if name != "verdicts"}
-    return {**_record(row), "attestation": short}
+    return {**_record(row), "addresses": list(row.addresses), "attestation": short}
 
 
 def _node_details(tx: Transaction, row: NodeRow) -> dict[str, Any]:
     history = [_attestation(a) for a in tx.attestations(row.machine, HISTORY)]
-    return {**_record(row), "attestation": {**history[0], "history": history}}
+    shown = {**history[0], "history": history}
+    return {**_record(row), "addresses": list(row.addresses), "attestation": shown}

@@ -93,7 +93,8 @@ class Attestation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRow:
-    """``signing``, ``tls``, ``committee`` are digests that keep keys unique; ``record`` is a NodeRecord."""
+    """``signing``, ``tls``, ``committee`` are digests that keep keys unique; ``record`` is a NodeRecord;
+    ``addresses`` are those of the node's last good attestation."""
 
     node_id: str
     machine: str
@@ -107,6 +108,7 @@ class NodeRow:
     luks_uuid: str
     boot_id: str
     evidence: str
+    addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,11 +102,22 @@ def _installations(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX installation_by_source ON installation (source, at)")
 
 
+def _access(connection: sqlite3.Connection) -> None:
+    """Who may reach nodes: what nodes stated of themselves, and what is allowed for a data centre."""
+    connection.execute("ALTER TABLE node ADD COLUMN addresses TEXT NOT NULL DEFAULT '[]'")
+    connection.execute(
+        """CREATE TABLE client (
+            data_center TEXT NOT NULL REFERENCES data_center (name), prefix TEXT NOT NULL,
+            PRIMARY KEY (data_center, prefix))"""
+    )
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _first,
     _signed_releases,
     _recovery,
     _installations,
+    _access,
 )
 
 

@@ -13,9 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from nodeos.core.access import AccessAnswer, AccessList
+from nodeos.core.addresses import parse_address, parse_network
 from nodeos.core.errors import Finding, RefusedError
 from nodeos.core.protocol import (
     NONCE_BYTES,
+    AccessRequest,
     Challenge,
     EnrolmentState,
     Evidence,
@@ -304,6 +307,9 @@ class Service:
         tx.add_evidence(digest, old.machine, at, body)
         if assessment.statement is not None and not refused:
             self._escrow(tx, old.machine, assessment.statement, digest, at)
+            if node is not None:
+                stated = tuple(str(address) for address in assessment.statement.addresses)
+                tx.put_addresses(node.node_id, stated)
         tx.add_attestation(make_attestation(old.machine, (evidence, digest), assessment, bool(refused), at))
         tx.add_audit(
             audit_row(at, "machine", old.machine, event, (old.state, state), evidence=digest, findings=every)
@@ -322,17 +328,38 @@ class Service:
         """A machine asks again. Raises RefusedError for a wrong proof or an old counter."""
         poll = Poll.parse(body)
         with self.store.write() as tx:
-            session = find_session(tx, poll.session, machine)
-            proof = poll_proof(session.secret, session.id, poll.counter)
-            if not secrets.compare_digest(proof, poll.proof):
-                words = "the sender does not know the session's secret"
-                raise RefusedError("the poll is refused", (finding("poll.proof", words),))
-            if poll.counter <= session.counter:
-                words = f"found {poll.counter}, needed more than {session.counter}"
-                raise ConflictError("the poll is refused", (finding("poll.counter", words),))
-            check_unexpired(session, self.clock())
-            if session.evidence is None:
-                words = "this session has no evidence yet"
-                raise ConflictError("the poll is refused", (finding("poll.early", words),))
-            tx.count_poll(session.id, poll.counter)
-            return outcome_of(tx, session)
+            return outcome_of(tx, self._polled(tx, machine, poll))
+
+    def access(self, machine: str, body: bytes) -> AccessAnswer:
+        """A node asks who may reach it. Raises RefusedError as ``poll`` does, and for what is no attested node."""
+        request = AccessRequest.parse(body)
+        with self.store.write() as tx:
+            session = self._polled(tx, machine, request.poll)
+            node = tx.node(machine)
+            if node is None or session.refused is not None:
+                words = "only an inducted machine whose last evidence passed is told who may reach it"
+                raise ConflictError("the question is refused", (finding("access.no_node", words),))
+        # Making the list takes longer than writing the counter does: not while others wait to write.
+        with self.store.read() as tx:
+            known = AccessList(
+                nodes=tuple(parse_address(text) for text in tx.addresses()),
+                clients=tuple(parse_network(text) for text in tx.clients(node.data_center)),
+            )
+        return AccessAnswer(access=None if known.digest == request.have else known)
+
+    def _polled(self, tx: Transaction, machine: str, poll: Poll) -> Session:
+        """The session that a poll is for, once its sender is proven and its counter spent."""
+        session = find_session(tx, poll.session, machine)
+        proof = poll_proof(session.secret, session.id, poll.counter)
+        if not secrets.compare_digest(proof, poll.proof):
+            words = "the sender does not know the session's secret"
+            raise RefusedError("the poll is refused", (finding("poll.proof", words),))
+        if poll.counter <= session.counter:
+            words = f"found {poll.counter}, needed more than {session.counter}"
+            raise ConflictError("the poll is refused", (finding("poll.counter", words),))
+        check_unexpired(session, self.clock())
+        if session.evidence is None:
+            words = "this session has no evidence yet"
+            raise ConflictError("the poll is refused", (finding("poll.early", words),))
+        tx.count_poll(session.id, poll.counter)
+        return session

@@ -171,6 +171,18 @@ class Transaction:
         )
         return [CenterRow(**row) for row in rows]
 
+    def clients(self, center: str) -> list[str]:
+        rows = self._db.execute("SELECT prefix FROM client WHERE data_center = ? ORDER BY prefix", (center,))
+        return [str(row["prefix"]) for row in rows]
+
+    def put_clients(self, center: str, prefixes: list[str]) -> None:
+        """In place of those that were there."""
+        self._db.execute("DELETE FROM client WHERE data_center = ?", (center,))
+        self._db.executemany(
+            "INSERT INTO client (data_center, prefix) VALUES (?, ?)",
+            [(center, prefix) for prefix in prefixes],
+        )
+
     # Enrolments and their sessions.
 
     def enrolment(self, machine: str) -> Enrolment | None:
@@ -340,7 +352,7 @@ class Transaction:
     def add_node(self, row: NodeRow) -> None:
         self._db.execute(
             "INSERT INTO node (node_id, machine, data_center, signing, tls, committee, record, ak_public,"
-            " pcrs, luks_uuid, boot_id, evidence) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " pcrs, luks_uuid, boot_id, evidence, addresses) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 row.node_id,
                 row.machine,
@@ -354,8 +366,17 @@ class Transaction:
                 row.luks_uuid,
                 row.boot_id,
                 row.evidence,
+                _json(row.addresses),
             ),
         )
+
+    def put_addresses(self, node_id: str, addresses: tuple[str, ...]) -> None:
+        self._db.execute("UPDATE node SET addresses = ? WHERE node_id = ?", (_json(addresses), node_id))
+
+    def addresses(self) -> list[str]:
+        """Those of all nodes, each once."""
+        rows = self._db.execute("SELECT DISTINCT value FROM node, json_each(node.addresses) ORDER BY value")
+        return [str(row["value"]) for row in rows]
 
     def node(self, name: str) -> NodeRow | None:
         """By node id or by machine."""
@@ -541,4 +562,5 @@ def _attestation(row: sqlite3.Row) -> Attestation:
 
 
 def _node(row: sqlite3.Row) -> NodeRow:
-    return NodeRow(**{**row, "pcrs": json.loads(row["pcrs"])})
+    addresses = tuple(json.loads(row["addresses"]))
+    return NodeRow(**{**row, "pcrs": json.loads(row["pcrs"]), "addresses": addresses})

@@ -99,6 +99,7 @@ class Node:
             "--userspace-log": config.userspace_log,
             "--os-release": config.os_release,
             "--attested": config.attested,
+            "--ruleset": config.ruleset,
             "--network-directory": config.network_directory,
         }
         options = [str(word) for pair in paths.items() for word in pair]

@@ -19,9 +19,11 @@ from hsm.tpm.types import Endorsement, Quote, TpmIdentity
 from nodeos.agent.config import Config
 from nodeos.agent.console import Console
 from nodeos.agent.stop import Stop, StopRequested
+from nodeos.core.access import AccessAnswer, AccessList
 from nodeos.core.errors import Finding, NodeosError
 from nodeos.core.principal import Principal
 from nodeos.core.protocol import (
+    AccessRequest,
     Challenge,
     EnrolmentState,
     Evidence,
@@ -107,6 +109,9 @@ class FakeRegistrar:
     requests: list[Request] = field(default_factory=list)
     evidence: list[Evidence] = field(default_factory=list)
     counter: int = 0
+    access: AccessList | Exception = field(default_factory=lambda: AccessList(nodes=(), clients=()))
+    have: list[bytes | None] = field(default_factory=list)
+    access_counter: int = 0
     secret: bytes = b""
     nonce: bytes = b""
 
@@ -119,6 +124,8 @@ class FakeRegistrar:
         assert path.startswith(prefix)
         if path == prefix + "evidence":
             return self._evidence(Evidence.parse(body)).to_bytes()
+        if path == prefix + "access":
+            return self._access(AccessRequest.parse(body)).to_bytes()
         assert path == prefix + "status"
         return self._poll(Poll.parse(body)).to_bytes()
 
@@ -128,6 +135,7 @@ class FakeRegistrar:
         self.requests.append(request)
         blob, encrypted, self.secret = self.credential(request)
         self.nonce, self.counter = hashlib.sha256(b"%d" % len(self.requests)).digest(), 0
+        self.access_counter = 0
         return Challenge(
             session=f"session-{len(self.requests)}",
             credential_blob=blob,
@@ -149,6 +157,16 @@ class FakeRegistrar:
         self.counter = poll.counter
         assert poll.proof == poll_proof(self.secret, poll.session, poll.counter)
         return self._answer()
+
+    def _access(self, request: AccessRequest) -> AccessAnswer:
+        poll = request.poll
+        assert poll.counter > max(self.counter, self.access_counter)
+        self.access_counter = poll.counter
+        assert poll.proof == poll_proof(self.secret, poll.session, poll.counter)
+        self.have.append(request.have)
+        if isinstance(self.access, Exception):
+            raise self.access
+        return AccessAnswer(access=None if request.have == self.access.digest else self.access)
 
     def _answer(self) -> Outcome:
         answer = self.answers.pop(0)
@@ -178,11 +196,19 @@ class FakeStop(Stop):
         super().__init__()
         self.last = last
         self.waits: list[float] = []
+        self.loads: Config | None = None
+        self.then: Callable[[], None] | None = None
 
     def wait(self, seconds: float) -> None:
+        """``loads``: the firewall is loaded meanwhile. ``then`` happens once, in the first wait."""
         self.waits.append(seconds)
+        if self.loads is not None and self.loads.ruleset.exists():
+            self.loads.ruleset.rename(self.loads.loaded_ruleset)
         if len(self.waits) >= self.last:
             raise StopRequested
+        then, self.then = self.then, None
+        if then is not None:
+            then()
 
 
 class Listener(Console):
@@ -270,6 +296,8 @@ def make_config(directory: Path) -> Config:
         os_release=directory / "os-release",
         network_directory=directory / "network",
         attested=directory / "run" / "attested",
+        ruleset=directory / "run" / "firewall.new",
+        access_period=86400,
     )
     config.volume_report.write_bytes(state_report("/dev/state"))
     config.os_release.write_text('ID=debian\nIMAGE_VERSION="1.2.3"\n')

@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from ipaddress import IPv6Address
 from pathlib import Path
 
 import cbor2
@@ -23,6 +24,7 @@ from cryptography.x509.oid import NameOID
 
 from hsm.bls import SecretKey
 from hsm.box import seal_to
+from nodeos.core.addresses import IpAddress
 from nodeos.core.principal import Principal
 from nodeos.core.protocol import (
     QUOTED_PCRS,
@@ -528,6 +530,7 @@ class Machine:
     volume: bytes = b"volume key"
     fingerprint: bytes = field(default_factory=report)
     memory_encryption: str = "active"
+    addresses: tuple[IpAddress, ...] = (IPv6Address("2001:db8::7"),)
     recovery: bytes = b""
 
     @property
@@ -577,6 +580,7 @@ class Machine:
             recovery=self.recovery or recovery_blob(self.id, self.luks_uuid, self.site.operator_key),
             memory_encryption=self.memory_encryption,
             fingerprint=self.fingerprint,
+            addresses=self.addresses,
         )
 
     def evidence(

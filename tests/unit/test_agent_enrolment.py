@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 from hsm.errors import TpmCredentialError, TpmError, TpmLockoutError
 from nodeos.agent.config import Config
 from nodeos.agent.enrolment import Enrolment, Machine
+from nodeos.agent.firewall import Firewall
 from nodeos.agent.registrar import Registrar
 from nodeos.agent.stop import StopRequested
+from nodeos.core.access import AccessList
+from nodeos.core.addresses import IpAddress, parse_address, parse_network
 from nodeos.core.errors import NodeosError, RefusedError, UnreachableError
 from nodeos.core.principal import Principal
 from nodeos.core.protocol import (
@@ -42,6 +46,7 @@ from tests.support.agent_fakes import (
 
 KEYS = NodeKeys(signing=b"signing", tls_certificate=b"tls", committee=bytes(96))
 PENDING = outcome(EnrolmentState.PENDING)
+OPEN = AccessList(nodes=(parse_address("192.0.2.7"),), clients=(parse_network("198.51.100.0/24"),))
 AWAY = UnreachableError("https://registrar.example: nobody there", hint="check the network")
 
 
@@ -85,6 +90,7 @@ def stage(tmp_path: Path) -> Stage:
         recovery=b"{}",
         memory_encryption="unknown",
         fingerprint=b"",
+        addresses=(),
     )
     enrolment = Enrolment(
         config=config,
@@ -102,8 +108,10 @@ def stage(tmp_path: Path) -> Stage:
             keys=KEYS,
             site=SignedSite(document=site.config.to_bytes(), signature=bytes(64)),
         ),
-        statement=statement.to_bytes(),
+        statement=statement,
         record=None,
+        firewall=Firewall(config=config),
+        own_addresses=lambda: (parse_address("192.0.2.7"),),
     )
     return Stage(config, console, tpm, registrar, stop, enrolment)
 
@@ -135,7 +143,7 @@ def test_from_nothing_to_a_node(stage: Stage) -> None:
         (b"certificate",),
         b"ak",
     )
-    assert stage.registrar.evidence[0].statement == stage.enrolment.statement
+    assert stage.registrar.evidence[0].statement == stage.enrolment.statement.to_bytes()
 
 
 def test_attestation_is_repeated(stage: Stage) -> None:
@@ -324,3 +332,104 @@ def test_a_poll_is_put_off_for_five_minutes_at_most(stage: Stage) -> None:
     stage.registrar.answers = [late, soon, None]
     stage.run(3)
     assert stage.stop.waits == [300, 1, 900]
+
+
+def test_an_inducted_node_opens_for_those_on_the_list(stage: Stage) -> None:
+    stage.registrar.answers, stage.registrar.access = [PENDING, None], OPEN
+    words = stage.run(2)
+    assert stage.config.ruleset.read_text() == OPEN.ruleset()
+    assert stage.config.access.read_bytes() == OPEN.to_bytes()
+    assert "firewall: open for 1 addresses of nodes and 1 prefixes of clients" in words
+    assert words.index("firewall: open") < words.index("running: attested"), "the last word is the standing"
+    assert stage.registrar.have == [None]
+
+
+def test_nobody_is_let_in_before_the_induction(stage: Stage) -> None:
+    stage.registrar.answers, stage.registrar.access = [PENDING, PENDING], OPEN
+    stage.run(2)
+    assert not stage.config.ruleset.exists()
+    assert stage.registrar.have == []
+
+
+def test_an_unchanged_list_is_not_sent_or_loaded_again(stage: Stage) -> None:
+    stage.enrolment.config = stage.config = dataclasses.replace(stage.config, access_period=300)
+    stage.registrar.answers, stage.registrar.access = [None], OPEN
+    stage.stop.loads = stage.config
+    words = stage.run(3)
+    assert stage.stop.waits == [300, 300, 300]
+    assert stage.registrar.have == [None, OPEN.digest, OPEN.digest]
+    assert words.count("firewall:") == 1
+    assert not stage.config.ruleset.exists()
+
+
+def test_a_changed_list_is_opened_between_attestations(stage: Stage) -> None:
+    stage.enrolment.config = stage.config = dataclasses.replace(stage.config, access_period=300)
+    stage.registrar.answers, stage.registrar.access = [None], AccessList(nodes=(), clients=())
+    stage.stop.loads = stage.config
+    stage.stop.then = lambda: setattr(stage.registrar, "access", OPEN)
+    stage.run(3)
+    assert stage.config.loaded_ruleset.read_text() == OPEN.ruleset()
+    assert stage.registrar.have[1:] == [AccessList(nodes=(), clients=()).digest, OPEN.digest]
+
+
+@pytest.mark.parametrize("error", [AWAY, NodeosError("answer.access.nodes[3]: 'x' is no IP address")])
+def test_what_fails_changes_nothing_and_is_told(stage: Stage, error: NodeosError) -> None:
+    stage.enrolment.firewall.open_for(OPEN)
+    stage.config.ruleset.rename(stage.config.loaded_ruleset)
+    stage.registrar.answers, stage.registrar.access = [None], error
+    words = stage.run(1)
+    assert f"firewall: stays as it is: {error.message}" in words
+    assert "attested as the node" in words
+    assert stage.config.access.read_bytes() == OPEN.to_bytes()
+    assert not stage.config.ruleset.exists()
+
+
+def test_a_fresh_node_without_a_list_stays_closed(stage: Stage) -> None:
+    stage.registrar.answers, stage.registrar.access = [None], AWAY
+    assert "firewall: stays closed" in stage.run(1)
+    assert not stage.config.ruleset.exists()
+
+
+def test_a_ruleset_that_did_not_get_loaded_is_told_and_tried_again(stage: Stage) -> None:
+    stage.enrolment.firewall.open_for(OPEN)
+    stage.config.ruleset.unlink()
+    stage.registrar.answers, stage.registrar.access = [None], OPEN
+    assert "the ruleset is not loaded; trying again" in stage.run(1)
+    assert stage.config.ruleset.read_text() == OPEN.ruleset()
+
+
+def test_a_refused_node_does_not_ask(stage: Stage) -> None:
+    stage.enrolment.config = stage.config = dataclasses.replace(stage.config, access_period=10)
+    stage.registrar.answers = [None, outcome(EnrolmentState.REFUSED, finding()), None]
+    stage.enrolment.once(900)
+    stage.enrolment.once(900)
+    stage.stop.last = 1
+    with pytest.raises(StopRequested):
+        stage.enrolment._wait(200.0)
+    assert stage.stop.waits == [200.0]
+    assert len(stage.registrar.have) == 1
+
+
+def test_the_addresses_of_the_moment_are_stated(stage: Stage) -> None:
+    own: list[IpAddress] = []
+    stage.enrolment.own_addresses = lambda: tuple(own)
+    stage.registrar.answers = [None, None]
+    stage.enrolment.once(900)
+    own += [ipaddress.IPv4Address(f"192.0.2.{number}") for number in range(1, 21)]
+    stage.enrolment.once(900)
+    first, second = (Statement.parse(evidence.statement) for evidence in stage.registrar.evidence)
+    assert first.addresses == ()
+    assert second.addresses == tuple(own[:16]), "what the protocol lets through"
+    assert second == dataclasses.replace(first, addresses=second.addresses)
+
+
+def test_a_new_address_is_attested_at_once(stage: Stage) -> None:
+    stage.enrolment.config = stage.config = dataclasses.replace(stage.config, access_period=300)
+    own = [parse_address("192.0.2.7")]
+    stage.enrolment.own_addresses = lambda: tuple(own)
+    stage.stop.then = lambda: own.append(parse_address("2001:db8::7"))
+    stage.registrar.answers = [None, None]
+    stage.run(3)
+    assert stage.stop.waits == [300, 300, 300]
+    stated = [Statement.parse(evidence.statement).addresses for evidence in stage.registrar.evidence]
+    assert [len(addresses) for addresses in stated] == [1, 2]

@@ -13,8 +13,10 @@ from nodeos.agent.config import Config
 from nodeos.agent.device import TpmDevice
 from nodeos.agent.enrolment import Enrolment
 from nodeos.agent.service import Parts, only_agent, prepare, run_agent
+from nodeos.core.access import AccessList
+from nodeos.core.addresses import parse_address
 from nodeos.core.errors import NodeosError, RefusedError
-from nodeos.core.protocol import NodeRecord, Statement, machine_id
+from nodeos.core.protocol import NodeRecord, machine_id
 from nodeos.core.site import Network
 from tests.support import evidence
 from tests.support.agent_fakes import (
@@ -56,6 +58,7 @@ class Scene:
             collect_fingerprint=fingerprint,
             locked_volume=self.volume,
             reboot=lambda: self.reloads.append("reboot"),
+            own_addresses=lambda: (),
         )
 
     def prepare(self) -> Enrolment:
@@ -89,7 +92,7 @@ def record_of(enrolment: Enrolment) -> NodeRecord:
 
 def test_the_recipe(scene: Scene) -> None:
     enrolment = scene.prepare()
-    statement = Statement.parse(enrolment.statement)
+    statement = enrolment.statement
     assert statement.release == "1.2.3"
     assert statement.fingerprint == b"fingerprint"
     assert statement.volume.policy_pcrs == (7, 11, 12, 13, 15)
@@ -209,4 +212,26 @@ def test_a_fault_of_the_program_is_on_the_console(scene: Scene, monkeypatch: pyt
 def test_the_volume_report_is_passed_on(scene: Scene) -> None:
     report = json.loads(scene.config.volume_report.read_bytes())
     scene.config.volume_report.write_text(json.dumps({**report, "made_this_boot": False}))
-    assert Statement.parse(scene.prepare().statement).volume.made_this_boot is False
+    assert scene.prepare().statement.volume.made_this_boot is False
+
+
+def test_the_firewall_opens_for_the_list_that_was_kept(scene: Scene) -> None:
+    kept = AccessList(nodes=(parse_address("2001:db8::1"),), clients=())
+    scene.config.access.parent.mkdir()
+    scene.config.access.write_bytes(kept.to_bytes())
+    enrolment = scene.prepare()
+    assert scene.config.ruleset.read_text() == kept.ruleset()
+    assert enrolment.firewall.access is not None
+    assert (
+        "firewall: open for the nodes and clients of the list that was kept" in scene.console.words.getvalue()
+    )
+
+
+def test_a_damaged_list_is_told_and_does_not_end_the_agent(scene: Scene) -> None:
+    scene.config.access.parent.mkdir()
+    scene.config.access.write_bytes(b'{"nodes":["ff02::1"],"clients":[]}')
+    enrolment = scene.prepare()
+    assert "firewall: closed: " in scene.console.words.getvalue()
+    assert "access.json.nodes[0]: 'ff02::1' is no unicast" in scene.console.words.getvalue()
+    assert enrolment.firewall.access is None
+    assert not scene.config.ruleset.exists()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 
 import pytest
@@ -11,11 +12,13 @@ from nodeos.core.addresses import (
     IpVersion,
     MacAddress,
     System,
+    collapse,
     interface_id,
     ipv6_address,
     parse_address,
     parse_deployment,
     parse_mac,
+    parse_network,
     parse_prefix,
     require_unicast,
     system_mac,
@@ -185,3 +188,51 @@ def test_not_unicast(text: str) -> None:
 def test_no_address(text: str) -> None:
     with pytest.raises(UsageError, match="no IP address"):
         parse_address(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("2001:db8::/48", "2001:db8::/48"),
+        ("192.0.2.0/24", "192.0.2.0/24"),
+        ("10.0.2.2", "10.0.2.2/32"),
+        ("fd00::1", "fd00::1/128"),
+        ("2000::/3", "2000::/3"),
+    ],
+)
+def test_networks(text: str, network: str) -> None:
+    assert str(parse_network(text)) == network
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("0.0.0.0/0", "more than unicast"),
+        ("128.0.0.0/1", "more than unicast"),
+        ("::/0", "more than unicast"),
+        ("fe80::/10", "more than unicast"),
+        ("127.0.0.0/8", "more than unicast"),
+        ("ff02::1", "more than unicast"),
+        ("2001:db8::1/48", "no IP prefix"),
+        ("192.0.2.0/33", "no IP prefix"),
+        ("fd00::1%eth0", "no IP prefix|more than unicast"),
+        ("example.org", "no IP prefix"),
+        ("", "no IP prefix"),
+    ],
+)
+def test_no_network(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        parse_network(text)
+
+
+@given(st.text())
+def test_the_parser_of_networks_raises_nothing_but_usage_errors(text: str) -> None:
+    with contextlib.suppress(UsageError):
+        parse_network(text)
+
+
+def test_collapsed_networks_have_the_same_addresses_in_one_order() -> None:
+    texts = ("2001:db8::/32", "10.0.0.0/9", "10.128.0.0/9", "2001:db8:1::/48", "10.1.0.0/16")
+    expected = ("10.0.0.0/8", "2001:db8::/32")
+    assert tuple(str(n) for n in collapse(parse_network(text) for text in texts)) == expected
+    assert tuple(str(n) for n in collapse(parse_network(text) for text in reversed(texts))) == expected

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeos.core.addresses import IpAddress, parse_address
+from nodeos.core.addresses import IpAddress, parse_address, parse_network
 from nodeos.core.errors import ToolError, UsageError
-from nodeos.core.firewall import MAX_NODES, Settings, parse_nodes, render
+from nodeos.core.firewall import MAX_CLIENTS, MAX_NODES, Settings, parse_nodes, render
 from nodeos.core.run import find_tool, run
 
 NODES = tuple(parse_address(text) for text in ("2001:db8::2", "192.0.2.1", "2001:db8::1", "10.0.0.1"))
@@ -60,8 +60,10 @@ def test_what_is_open_and_the_limits() -> None:
     assert text.count(" . 4100") == 2
     for family, suffix in (("ip", "4"), ("ip6", "6")):
         assert f"ct state new {family} saddr @nodes{suffix} meta l4proto . th dport @services" in text
-        assert f"update @new{suffix} {{ {family} saddr limit rate 1000/minute burst 500 packets }}" in text
-        assert f"add @connections{suffix} {{ {family} saddr ct count 1000 }} accept" in text
+        assert (
+            f"update @nodes{suffix}_new {{ {family} saddr limit rate 1000/minute burst 500 packets }}" in text
+        )
+        assert f"add @nodes{suffix}_connections {{ {family} saddr ct count 1000 }} accept" in text
     assert "hook input priority filter; policy drop;" in text
     assert "hook forward priority filter; policy drop;" in text
     assert "hook output priority filter; policy accept;" in text
@@ -82,6 +84,8 @@ def test_no_port(port: int) -> None:
         Settings(tcp_ports=(port,))
     with pytest.raises(UsageError, match="no port"):
         Settings(udp_ports=(port,))
+    with pytest.raises(UsageError, match="no port"):
+        Settings(client_port=port)
 
 
 def test_settings_without_a_port_are_refused() -> None:
@@ -141,9 +145,25 @@ def test_the_parser_raises_nothing_but_usage_errors(text: str) -> None:
         render(parse_nodes(text, "nodes"))
 
 
+@pytest.mark.parametrize("clients", [(), ("2001:db8::/48", "2001:db8::/32", "10.0.0.0/8", "10.1.0.0/16")])
 @pytest.mark.parametrize("nodes", [(), NODES, NODES[:1], NODES[1:2]], ids=["none", "both", "IPv6", "IPv4"])
-def test_nftables_reads_it(nodes: tuple[IpAddress, ...]) -> None:
-    in_namespace('"$1" --check --file -', render(nodes))
+def test_nftables_reads_it(nodes: tuple[IpAddress, ...], clients: tuple[str, ...]) -> None:
+    in_namespace('"$1" --check --file -', render(nodes, clients=[parse_network(text) for text in clients]))
+
+
+def test_clients_in_any_order_give_the_same_text() -> None:
+    clients = [parse_network(text) for text in ("10.1.0.0/16", "2001:db8::/32", "10.0.0.0/8")]
+    assert render(NODES, clients=clients) == render(NODES, clients=clients[::-1] * 2)
+    assert "10.0.0.0/8" in render((), clients=clients)
+    assert "10.1.0.0/16" not in render((), clients=clients), "it is in the other"
+
+
+def test_wrong_and_too_many_clients_are_refused() -> None:
+    with pytest.raises(UsageError, match="more than unicast"):
+        render((), clients=[ipaddress.ip_network("0.0.0.0/0")])
+    many = (ipaddress.ip_network(f"10.{n >> 8}.{n & 255}.0/24") for n in range(MAX_CLIENTS + 1))
+    with pytest.raises(UsageError, match=f"{MAX_CLIENTS + 1} prefixes"):
+        render((), clients=many)
 
 
 def test_nftables_check_fails_for_what_it_can_not_read() -> None:
@@ -156,7 +176,7 @@ def test_loading_it_twice_gives_the_same_and_leaves_other_tables() -> None:
     out = in_namespace('"$1" add table inet other; "$1" --file -; "$1" list ruleset', text + text)
     assert "table inet other" in out
     assert out.count("table inet nodeos {") == 1
-    assert out.count("ct count 1000 } accept") == 2
+    assert out.count("ct count 1000 } accept") == 4
 
 
 # Local addresses stand in for nodes: 127.0.0.2 is one, 127.0.0.3 is not. The rule for the loopback interface is
@@ -194,6 +214,9 @@ print(json.dumps({
 """
 
 
+_CLIENTS = ("192.0.2.3", "192.0.2.16/28")
+
+
 _TRAFFIC6 = r"""
 import fcntl, json, socket, struct
 control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -208,13 +231,20 @@ except TimeoutError:
 
 
 def traffic(
-    settings: Settings, nodes: tuple[str, ...] = ("192.0.2.2", "192.0.2.4"), *, room: int = MAX_NODES
+    settings: Settings,
+    nodes: tuple[str, ...] = ("192.0.2.2", "192.0.2.4"),
+    *,
+    room: int = MAX_NODES,
+    clients: tuple[str, ...] = (),
+    script: str = _TRAFFIC,
 ) -> dict[str, object]:
     """What gets through; the settings say how much may."""
-    text = render([parse_address(node) for node in nodes], settings).replace("192.0.2.", "127.0.0.")
+    prefixes = [parse_network(client) for client in clients]
+    text = render([parse_address(node) for node in nodes], settings, clients=prefixes)
+    text = text.replace("192.0.2.", "127.0.0.")
     assert text.count('\t\tiif "lo" accept\n') == 1
     text = text.replace('\t\tiif "lo" accept\n', "").replace(f"size {MAX_NODES}\n", f"size {room}\n")
-    out = in_namespace(f""""$1" --file -; exec "$2" -c '{_TRAFFIC}'""", text)
+    out = in_namespace(f""""$1" --file -; exec "$2" -c '{script}'""", text)
     result = json.loads(out)
     assert isinstance(result, dict)
     return result
@@ -247,6 +277,43 @@ def test_a_kernel_does_so_for_ipv6(node: str, reached: bool) -> None:
 def test_a_kernel_that_can_not_count_a_source_keeps_it_out() -> None:
     found = traffic(Settings(), room=1)
     assert (found["node"], found["more"], found["second node"]) == ([True, True], [True] * 4, False)
+
+
+_CLIENT_TRAFFIC = (
+    _TRAFFIC.partition("print(")[0]
+    + """
+print(json.dumps({
+    "client": [connect("127.0.0.3", 22), connect("127.0.0.3", 8080)],
+    "of a prefix": [connect("127.0.0.31", 22), connect("127.0.0.31", 8080)],
+    "beside it": connect("127.0.0.32", 8080),
+    "more": [connect("127.0.0.3", 8080) for _ in range(3)],
+    "node": [connect("127.0.0.2", 22), connect("127.0.0.2", 8080)],
+}))
+"""
+)
+
+
+def test_a_kernel_lets_clients_reach_the_replica_alone_and_limits_each() -> None:
+    found = traffic(Settings(connections=3), clients=_CLIENTS, script=_CLIENT_TRAFFIC)
+    assert found == {
+        "client": [False, True],
+        "of a prefix": [False, True],
+        "beside it": False,
+        "more": [True, True, False],
+        "node": [True, True],
+    }
+
+
+def test_a_kernel_limits_new_connections_of_each_client() -> None:
+    found = traffic(Settings(new_per_minute=1, burst=2), clients=_CLIENTS, script=_CLIENT_TRAFFIC)
+    assert (found["client"], found["more"]) == ([False, True], [True, False, False])
+    assert found["of a prefix"] == [False, True]
+
+
+def test_clients_take_no_room_from_nodes() -> None:
+    found = traffic(Settings(), clients=_CLIENTS, room=1, script=_CLIENT_TRAFFIC)
+    assert (found["client"], found["of a prefix"]) == ([False, True], [False, False])
+    assert found["node"] == [True, True]
 
 
 def test_a_kernel_lets_nobody_in_without_nodes() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 from collections.abc import Callable
 from typing import Any
@@ -45,6 +46,7 @@ PROOFS = st.builds(
     tls=st.binary(min_size=64, max_size=64),
     committee=st.binary(min_size=48, max_size=48),
 )
+ADDRESS = st.integers(0x20010DB8 << 96, (0x20010DB9 << 96) - 1).map(ipaddress.IPv6Address)
 VOLUMES = st.builds(
     StateVolume,
     mode=st.sampled_from(Mode),
@@ -107,6 +109,7 @@ MESSAGES: dict[Any, st.SearchStrategy[Any]] = {
         volume=VOLUMES,
         memory_encryption=NAME,
         fingerprint=SHORT,
+        addresses=st.lists(ADDRESS, max_size=4).map(tuple),
     ),
     Evidence: st.builds(
         Evidence,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nodeos import cli
-from nodeos.core.addresses import parse_address
+from nodeos.core.addresses import parse_address, parse_network
 from nodeos.core.firewall import render
 
 MACHINE = ("--mgmt-mac", "00-11-22-33-44-55", "--deployment", "testnet")
@@ -71,7 +71,19 @@ def test_the_ruleset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr() == (expected, "")
     assert run("firewall", "--nodes", str(path), "--json") == 0
     value = json.loads(capsys.readouterr().out)
-    assert value == {"nodes": ["192.0.2.1", "2001:db8::1"], "ruleset": expected}
+    assert value == {"nodes": ["192.0.2.1", "2001:db8::1"], "clients": [], "ruleset": expected}
+
+
+def test_clients_of_the_ruleset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "nodes.txt"
+    path.write_text("")
+    words = ("firewall", "--nodes", str(path), "--client", "198.51.100.0/24", "--client", "2001:db8::7")
+    assert run(*words) == 0
+    out, err = capsys.readouterr()
+    assert out == render((), clients=[parse_network("198.51.100.0/24"), parse_network("2001:db8::7/128")])
+    assert "nodes reach nothing" in err
+    assert run(*words, "--client", "192.0.2.1/24") == 2
+    assert "'192.0.2.1/24' is no IP prefix" in capsys.readouterr().err
 
 
 def test_an_empty_list_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

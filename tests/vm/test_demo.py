@@ -49,6 +49,19 @@ def test_the_volume_and_the_counter_outlive_a_power_cycle(demo: Demo) -> None:
     assert demo.summary["canister"]["counter_after_reboot"] == demo.summary["canister"]["counter"] == 2
 
 
+def test_before_the_induction_nobody_gets_in(demo: Demo) -> None:
+    """Silence, where a machine without a firewall refuses at once: nothing listens yet."""
+    ports = demo.summary["ports"]["before_induction"]
+    assert ports == {"8080": "silent", "22": "silent", "2497": "silent", "4100": "silent", "5355": "silent"}
+
+
+def test_an_inducted_node_is_reachable_for_its_clients_and_for_nothing_else(demo: Demo) -> None:
+    ports = dict(demo.summary["ports"]["inducted"])
+    assert ports.pop("8080") == "answers"
+    assert set(ports.values()) == {"silent"}
+    assert set(ports) == {"22", "2497", "4100", "5355"}
+
+
 def test_nothing_readable_is_on_the_disk(demo: Demo) -> None:
     """What the node wrote must not be found by a person who takes the disk."""
     node_id = demo.summary["node"]["node_id"].encode()
