@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from image import rotation
+from image import forbidden, rotation
 from image.demo import free_port
 from image.efivars import Update
 from image.keys import KeySet
@@ -128,6 +128,30 @@ def test_power_cut_between_the_variables(lab: Lab, updates: Updates, tmp_path: P
     machine.variables.write_bytes(BLANK_VARIABLES.read_bytes())
     trial = run_trial(lab, machine, release)
     assert state_of(trial, release) == "db current; KEK current; dbx empty"
+
+
+def test_dbx_update(lab: Lab, demo: Demo, tmp_path: Path) -> None:
+    """A release forbids the one before it by its hash: the same keys, another dbx."""
+    assert demo.code == 0, demo.summary["error"]
+    shutil.copytree(WORK / "keys", tmp_path / "keys")
+    keys, old = KeySet(directory=tmp_path / "keys"), ReleaseDir.read(WORK / "image/release/release")
+    forbidden.forbid(keys, [old.uki])
+    built = Unsigned.read(WORK / "image/release/unsigned")
+    made = derive(built, tmp_path / "unsigned", version=_FIRST, later=60)
+    release = sign(made, keys, tmp_path / "release", pin=no_pin)
+    add_release(lab, release)
+    machine = lab.machine()
+    put_update(lab, machine, release, "0.1.0", tmp_path / "update")
+    trial = run_trial(lab, machine, release)
+    assert state_of(trial, release) == "db current; KEK current; dbx empty, no forbidden images"
+    outcome = lab.boot(machine)
+    assert outcome.kind == "attested"
+    words = "db current; KEK current; dbx empty, all forbidden images"
+    assert state_of(outcome.judgement, release) == words
+    for name in uki_names(machine):
+        remove_uki(machine, name)
+    put_uki(machine, "nodeos_0.1.0.efi", old.uki.read_bytes())
+    assert lab.boot(machine).kind == "firmware"
 
 
 def after_first(lab: Lab, updates: Updates, scratch: Path) -> Machine:
