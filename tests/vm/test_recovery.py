@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from hsm.softtpm import ManufacturerCa
 from image.demo import free_port
 from image.vm import Machine, switch_on
 from nodeos.core.errors import ToolError
