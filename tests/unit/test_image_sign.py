@@ -423,3 +423,13 @@ def test_a_damaged_list_of_forbidden_images(keys: KeySet, text: str) -> None:
     keys.path("forbidden/1").write_text(text)
     with pytest.raises(ParseError, match="forbidden/1"):
         forbidden.read(keys)
+
+
+def test_packages_that_are_not_the_locked_ones(keys: KeySet, tmp_path: Path) -> None:
+    pcr_key = keys.public_file("pcr").read_bytes()
+    build = make_unsigned(tmp_path / "unsigned", pcr_key, drift=["libc6: locked 1, found 2"])
+    with pytest.raises(RefusedError) as caught:
+        sign(build, keys, tmp_path / "release", pin=no_pin)
+    assert [finding.code for finding in caught.value.findings] == ["packages.drift"]
+    assert not (tmp_path / "release").exists()
+    assert sign(build, keys, tmp_path / "release", pin=no_pin, allow_drift=True).release.version == "1.2.3"

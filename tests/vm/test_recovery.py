@@ -46,8 +46,10 @@ def test_replaced_tpm_and_recovery(lab: Lab) -> None:
     machine = lab.machine()
     before = lab.attestation()
     maker = ManufacturerCa.create(lab.directory / "maker")
-    registrar = [sys.executable, "-m", "nodeos", "registrar", "trust", "add", "--dir", lab.registrar]
-    run([*registrar, maker.roots], what="trusting the maker")
+    run(
+        [sys.executable, "-m", "nodeos", "registrar", "trust", "add", "--dir", lab.registrar, maker.roots],
+        what="trusting the maker",
+    )
     shutil.rmtree(machine.tpm.directory)
     machine.tpm.provision(maker)
     after = recover(lab, machine, "--new-tpm")
