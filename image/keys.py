@@ -8,6 +8,7 @@ Each key is made apart, so that each can be replaced and kept apart. Directory l
     VARIANT                   which variant the keys are for
     next/                     the keys that a rotation under way brings in (see image/rotation.py)
     retired/NAME-N/           the keys that were in use before, the oldest as 1
+    forbidden/N               images that must not start any more (see image/forbidden.py)
 
 Building needs the public halves only. A PIN or password is asked for as its private half is used.
 """

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from image import efivars, measure
+from image import efivars, forbidden, measure
 from image.keys import KeySet, Pin
 from nodeos.core import secureboot
 from nodeos.core.errors import UsageError
@@ -46,7 +46,7 @@ def states(keys: KeySet) -> list[State]:
     for db_words, db in _values(keys, "db"):
         for kek_words, kek in _values(keys, "KEK"):
             for dbx_words, dbx in _forbidden(keys):
-                lists = {"PK": platform, "KEK": _lists(kek), "db": _lists(db), "dbx": _lists(dbx)}
+                lists = {"PK": platform, "KEK": _lists(kek), "db": _lists(db), "dbx": dbx}
                 name = f"db {db_words}; KEK {kek_words}; dbx {dbx_words}"
                 state = State(name=name, lists={key: value for key, value in lists.items() if value})
                 made.setdefault(tuple(lists.values()), state)
@@ -66,12 +66,32 @@ def _values(keys: KeySet, name: str) -> list[tuple[str, list[x509.Certificate]]]
     return values
 
 
-def _forbidden(keys: KeySet) -> list[tuple[str, list[x509.Certificate]]]:
-    certificates = [item.certificate("db") for item in keys.retired("db")]
-    if not certificates:
-        return [("empty", [])]
-    before = f"the first {len(certificates) - 1} retired" if certificates[1:] else "empty"
-    return [("all retired", certificates), (before, certificates[:-1])]
+def _forbidden(keys: KeySet) -> list[tuple[str, bytes]]:
+    """What dbx can hold: retired certificates, then images. The last of either may not be in it yet."""
+    retired = [item.certificate("db") for item in keys.retired("db")]
+    images = forbidden.read(keys)
+    found = []
+    for count in _counts(retired):
+        for lists in _counts(images):
+            digests = [digest for item in images[:lists] for digest in item]
+            value = _lists(retired[:count]) + (efivars.hash_list(digests, OWNER) if digests else b"")
+            words = _words("retired", count, len(retired))
+            if images:
+                words += f", {_words('forbidden images', lists, len(images))}"
+            found.append((words, value))
+    return found
+
+
+def _counts(items: Sequence[object]) -> tuple[int, ...]:
+    return (len(items), len(items) - 1) if items else (0,)
+
+
+def _words(what: str, count: int, of: int) -> str:
+    if count == of and count:
+        return f"all {what}"
+    if count:
+        return f"the first {count} {what}"
+    return "empty" if what == "retired" else f"no {what}"
 
 
 def accepted(

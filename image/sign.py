@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hsm.keys import parse_publics
-from image import assemble, authenticode, installer, measure, release_dir, secureboot, verity
+from image import assemble, authenticode, forbidden, installer, measure, release_dir, secureboot, verity
 from image.assemble import compose
 from image.keys import KeySet, Pin
 from image.packages import require_locked
@@ -168,6 +168,8 @@ def make_signatures(
         UKI: assemble.with_policy(uki.data, files[assemble.POLICY]),
         BOOTLOADER: unsigned.bootloader.read_bytes(),
     }
+    for name, image in images.items():
+        forbidden.check(keys, name, image)
     with keys.signer("db", pin) as signer:
         for name, image in images.items():
             files[f"{name}.p7"] = authenticode.sign(image, signer, keys.certificate("db"), name)

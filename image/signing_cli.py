@@ -1,4 +1,4 @@
-"""``nodeos image keygen``, ``rotate``, ``sign``, ``attach``, ``verify``."""
+"""``nodeos image keygen``, ``rotate``, ``forbid``, ``sign``, ``attach``, ``verify``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _identities = click.option(
 
 def register(group: click.Group) -> None:
     """Add the commands to ``nodeos image``."""
-    for command in (keygen, rotate, sign, attach, verify):
+    for command in (keygen, rotate, forbid, sign, attach, verify):
         group.add_command(command)
 
 
@@ -117,6 +117,27 @@ def rotate(  # noqa: PLR0917
     rotation.begin(keys, names, identities=_parse_identities(identities), pin=_pin(pin_file))
     then = f"now build and sign a release; then: nodeos image rotate {directory} --finish"
     emit(ctx, {"directory": str(directory), "next": list(names)}, f"made: {', '.join(names)}\n{then}")
+
+
+@click.command()
+@click.argument("directory", metavar="KEYS", type=_folder)
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=_file)
+@click.pass_context
+def forbid(ctx: click.Context, directory: Path, images: tuple[Path, ...]) -> None:
+    """Forbid IMAGE, a boot loader or kernel image (.efi) of ours that must not start any more.
+
+    The next release brings its hash into the machines' dbx, and every later release too. Sign that release and let
+    every machine take it before more is forbidden.
+    """
+    from image import forbidden
+    from image.keys import KeySet
+
+    keys = KeySet(directory=directory)
+    if not keys.variant_file.is_file():
+        raise UsageError(f"{directory} holds no keys", hint="make them with `nodeos image keygen`")
+    made = forbidden.forbid(keys, images)
+    value = {"list": str(made), "images": [str(path) for path in images]}
+    emit(ctx, value, f"{made}: the next release forbids {', '.join(path.name for path in images)}")
 
 
 @click.command()

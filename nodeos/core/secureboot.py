@@ -16,6 +16,7 @@ from nodeos.core.efilists import (
     ATTRIBUTES,
     EFI_GLOBAL,
     IMAGE_SECURITY_DATABASE,
+    SHA256,
     VENDORS,
     X509,
     Update,
@@ -60,9 +61,15 @@ def pcr7(lists: Mapping[str, bytes], authorities: Sequence[bytes], bank: str = "
     return value
 
 
-def lets_start(lists: Mapping[str, bytes], certificate: bytes) -> str | None:
-    """Why firmware with these variables refuses what this certificate signed; None if it doesn't."""
-    if any(entry.data == certificate for entry in parse_lists(lists.get("dbx", b"")) if entry.kind == X509):
+def lets_start(lists: Mapping[str, bytes], certificate: bytes, digest: bytes | None = None) -> str | None:
+    """Why firmware with these variables refuses what this certificate signed; None if it doesn't.
+
+    ``digest`` is the image's Authenticode digest (SHA-256).
+    """
+    forbidden = parse_lists(lists.get("dbx", b""))
+    if digest is not None and any(entry.data == digest for entry in forbidden if entry.kind == SHA256):
+        return "its hash is in dbx"
+    if any(entry.data == certificate for entry in forbidden if entry.kind == X509):
         return "its signer's certificate is in dbx"
     if all(entry.data != certificate for entry in parse_lists(lists.get("db", b"")) if entry.kind == X509):
         return "its signer's certificate is not in db"

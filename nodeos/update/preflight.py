@@ -170,9 +170,11 @@ def _loader(facts: Facts, candidate: Candidate) -> Iterator[Problem]:
 
 
 def _starts(candidate: Candidate, steps: Sequence[Step]) -> Iterator[Problem]:
-    for name, signer in ((UKI, lambda step: candidate.uki.signer), ("boot.efi", lambda step: step.loader)):
+    uki, loader = candidate.uki, candidate.loader.digest
+    images = ((UKI, lambda step: (uki.signer, uki.digest)), ("boot.efi", lambda step: (step.loader, loader)))
+    for name, image in images:
         for step in steps:
-            why = secureboot.lets_start(step.variables, signer(step))
+            why = secureboot.lets_start(step.variables, *image(step))
             if why is not None:
                 reason = f"firmware would not start {name} (state: {step.name}): {why}"
                 yield Problem(code="signer", reason=reason, todo="sign the release with a key in db")

@@ -35,6 +35,7 @@ from tests.support.agent_machine import (
 )
 from tests.support.served import nodeos
 from tests.support.softhsm import SoftToken
+from tests.support.tpm_tools import clear
 
 pytestmark = [pytest.mark.tpm, pytest.mark.hsm]
 
@@ -234,11 +235,3 @@ def test_a_wrong_recovery_key_opens_nothing(world: World) -> None:
     with pytest.raises(NodeosError):
         world.volume.recover(device, RecoveryKey(value=bytes(32)))
     world.volume.recover(device, evidence.RECOVERY_KEY)
-
-
-def clear(soft: SoftTpm) -> None:
-    """TPM2_Clear, as a firmware's set-up does it."""
-    from tpm2_pytss import ESAPI, ESYS_TR
-
-    with soft.serve() as tcti, ESAPI(tcti) as esys:
-        esys.clear(ESYS_TR.PLATFORM)

@@ -154,7 +154,7 @@ def test_modules_of_the_initrd(module: str, release_image: Image) -> None:
 def test_memory_is_never_written_to_a_disk(release_image: Image) -> None:
     """No swap, no core dumps, no hibernation, no other kernel by kexec."""
     words = release_image.built.build.kernel_command_line.split()
-    assert {"systemd.swap=no", "nohibernate"} <= set(words)
+    assert {"systemd.swap=no", "systemd.import_credentials=no", "nohibernate"} <= set(words)
     library = release_image.root / "usr/lib"
     settings = dict(
         line.split("=", 1)

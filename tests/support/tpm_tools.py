@@ -1,4 +1,4 @@
-"""What a registrar or an attacker does to a TPM, for the tests of hsm.tpm."""
+"""What a registrar, an attacker or a firmware's set-up does to a TPM, for tests."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from tpm2_pytss import ESAPI, ESYS_TR, TPM2_CAP, TPM2B_PUBLIC, TPMA_OBJECT, TPMT_PUBLIC
 from tpm2_pytss.utils import make_credential
+
+from hsm.softtpm import SoftTpm
+
+
+def clear(soft: SoftTpm) -> None:
+    """TPM2_Clear, as a firmware's set-up does it. The TPM must not be running."""
+    with soft.serve() as tcti, ESAPI(tcti) as esys:
+        esys.clear(ESYS_TR.PLATFORM)
 
 
 def name_of(public: bytes) -> bytes:

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from image import assemble, authenticode, efivars, measure, pe, rotation, secureboot
+from image import assemble, authenticode, efivars, forbidden, measure, pe, rotation, secureboot
 from image.keys import KeySet, generate
+from image.release_dir import ReleaseDir
 from image.sign import attach, read_pcr7, sign
 from image.unsigned import Unsigned
 from nodeos.core.errors import RefusedError, ToolError, UsageError
 from nodeos.core.release import AcceptedPcr7, Variant, check_signature
 from nodeos.core.run import find_tool, run
 from nodeos.core.statepolicy import PolicySignatures
-from nodeos.core.wire import canonical_json
+from nodeos.core.wire import ParseError, canonical_json
 from tests.support.unsigned_build import BOOTLOADER, EPOCH, KERNEL, make_unsigned
 
 
@@ -368,6 +369,60 @@ def test_rotation_of_keys_over_two_updates(keys: KeySet, tmp_path: Path) -> None
     assert measure.pcr7_of_lists(lists, authority=old_db) not in update_2["pcr7"]  # type: ignore[operator]
     with pytest.raises(UsageError, match="isn't in db"):
         measure.pcr7_of_lists({name: item.data for name, item in done.items()}, authority=old_db)
+
+
+def test_an_image_is_forbidden_by_a_release(keys: KeySet, build: Unsigned, tmp_path: Path) -> None:
+    """The release is signed for machines with and without the new hash in dbx, and every later one carries it."""
+    old = sign(build, keys, tmp_path / "old", pin=no_pin)
+    assert forbidden.forbid(keys, [old.uki]) == keys.path("forbidden/1")
+    with pytest.raises(UsageError, match="forbidden already"):
+        forbidden.forbid(keys, [old.uki])
+
+    def release(name: str, day: int) -> ReleaseDir:
+        pem = keys.public_file("pcr").read_bytes()
+        made = make_unsigned(tmp_path / f"{name}.build", pem, version=f"0.{day}.0", epoch=EPOCH + 86400 * day)
+        return sign(made, keys, tmp_path / name, pin=no_pin)
+
+    first = release("first", 1)
+    digest = pe.authenticode(old.uki.read_bytes())
+    assert efivars.payload(first.enrolled()["dbx"]) == efivars.hash_list([digest], secureboot.OWNER)
+    before = machine(old.enrolled())
+    after = machine(old.enrolled(), first.enrolled())
+    accepted = {item.sha256 for item in first.release.accepted_pcr7}
+    assert accepted == {shown(before, keys), shown(after, keys)}
+    assert first.release.pcrs["sha256"][7] == shown(after, keys)
+
+    forbidden.forbid(keys, [first.uki])
+    second = release("second", 2)
+    entries = efivars.parse_lists(efivars.payload(second.enrolled()["dbx"]))
+    assert [entry.data for entry in entries] == [digest, pe.authenticode(first.uki.read_bytes())]
+    done = machine(old.enrolled(), first.enrolled(), second.enrolled())
+    assert {item.sha256 for item in second.release.accepted_pcr7} == {shown(after, keys), shown(done, keys)}
+    # A retired certificate comes before the hashes; machines may lack either.
+    rotation.begin(keys, ["db"])
+    release("third", 3)
+    rotation.finish(keys)
+    fourth = release("fourth", 4)
+    names = [item.name for item in fourth.release.accepted_pcr7]
+    assert names[0] == "db current; KEK current; dbx all retired, all forbidden images"
+    assert "db current; KEK current; dbx empty, the first 1 forbidden images" in names
+    entries = efivars.parse_lists(efivars.payload(fourth.enrolled()["dbx"]))
+    assert [entry.kind for entry in entries] == [efivars.X509, efivars.SHA256, efivars.SHA256]
+
+
+def test_a_release_does_not_forbid_its_own_boot_loader(keys: KeySet, build: Unsigned, tmp_path: Path) -> None:
+    old = sign(build, keys, tmp_path / "old", pin=no_pin)
+    forbidden.forbid(keys, [old.bootloader])
+    with pytest.raises(UsageError, match="is forbidden in"):
+        sign(build, keys, tmp_path / "again", pin=no_pin)
+
+
+@pytest.mark.parametrize("text", ["", "00\n", "zz" * 32 + "  a\n", "00" * 32 + "\n"])
+def test_a_damaged_list_of_forbidden_images(keys: KeySet, text: str) -> None:
+    keys.path("forbidden").mkdir()
+    keys.path("forbidden/1").write_text(text)
+    with pytest.raises(ParseError, match="forbidden/1"):
+        forbidden.read(keys)
 
 
 def test_packages_that_are_not_the_locked_ones(keys: KeySet, tmp_path: Path) -> None:

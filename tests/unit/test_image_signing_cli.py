@@ -1,4 +1,4 @@
-"""``nodeos image keygen``, ``rotate``, ``sign``, ``attach`` and ``verify`` as a person runs them."""
+"""``nodeos image keygen``, ``rotate``, ``forbid``, ``sign``, ``attach`` and ``verify`` as a person runs them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nodeos import cli
+from tests.support.pe import make_pe
 from tests.support.unsigned_build import EPOCH, make_unsigned
 
 
@@ -63,6 +64,22 @@ def test_rotation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(second["accepted_pcr7"]) == 5
     assert (keys / "release.pub.pem").read_bytes() == both
     nodeos(capsys, "verify", tmp_path / "second", "--release-key", keys / "release.pub.pem")
+
+
+def test_forbid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = tmp_path / "keys"
+    image = tmp_path / "old.efi"
+    image.write_bytes(make_pe({".text": b"code"}))
+    nodeos(capsys, "forbid", keys, image, code=2)
+    nodeos(capsys, "keygen", keys)
+    nodeos(capsys, "forbid", keys, keys / "VARIANT", code=2)
+    assert nodeos(capsys, "forbid", keys, image)["list"] == str(keys / "forbidden/1")
+    nodeos(capsys, "forbid", keys, image, code=2)
+    make_unsigned(tmp_path / "build", (keys / "pcr.pub.pem").read_bytes())
+    made = nodeos(capsys, "sign", tmp_path / "build", "--keys", keys, "--out", tmp_path / "release")
+    words = "db current; KEK current; dbx empty"
+    assert made["accepted_pcr7"] == [f"{words}, all forbidden images", f"{words}, no forbidden images"]
+    nodeos(capsys, "verify", tmp_path / "release", "--release-key", keys / "release.pub.pem")
 
 
 def test_identities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from image import measure
+from image.efivars import hash_list
 from nodeos.core import secureboot
 from nodeos.core.release import Variant
 from nodeos.core.statepolicy import ZERO_PCRS, PolicySignature, policy_pcrs
@@ -16,7 +17,7 @@ from nodeos.update.candidate import ROOT, SIGNATURE, UKI, VERITY, Candidate, Ima
 from nodeos.update.entries import parse_entries
 from nodeos.update.preflight import ESP_MARGIN, Facts, boot_steps, preflight
 from nodeos.update.versions import older
-from tests.support.release_keys import auth, key, lists
+from tests.support.release_keys import OWNER, auth, key, lists
 
 OLD_LOADER = Image(digest=b"loader", signer=key("db").der)
 PCR_KEY, OTHER_KEY = b"p" * 32, b"q" * 32
@@ -119,6 +120,17 @@ def test_a_release_that_revokes_its_own_signer() -> None:
     """Its dbx is signed and would be taken: the machine would not start any more."""
     suicidal = make_candidate(updates={"dbx": auth("dbx", lists("db"))})
     assert "signer" in codes(make_facts(), suicidal)
+
+
+@pytest.mark.parametrize("image", ["uki", "loader"])
+def test_a_release_that_forbids_its_own_image(image: str) -> None:
+    forbidden = hash_list([b"!" * 32], OWNER)
+    signed_for = (policy(), policy(pcr7(variables(dbx=forbidden), "db")))
+    change = {"updates": {"dbx": auth("dbx", forbidden)}, "policies": signed_for}
+    assert codes(make_facts(), make_candidate(**change)) == []
+    own = Image(digest=b"!" * 32, signer=key("db").der)
+    facts = make_facts(loader=own) if image == "loader" else make_facts()
+    assert codes(facts, make_candidate(**change, **{image: own})) == ["signer"]
 
 
 def test_a_change_of_dbx_needs_policies_for_before_and_after() -> None:
