@@ -25,6 +25,9 @@ class Config:
     # Made once the node is attested in this boot; starts nodeos-bless.service.
     attested: Path = Path("/run/nodeos/attested")
 
+    # The registrar's offer, for nodeos-update.service.
+    offer: Path = Path("/run/nodeos/offer.json")
+
     @property
     def keys(self) -> Path:
         return self.state / "keys"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nodeos.agent import evidence
 from nodeos.agent.backoff import SLOW, Backoff, jittered
 from nodeos.agent.config import Config
 from nodeos.agent.console import Console
+from nodeos.agent.delivery import Deliverer
 from nodeos.agent.device import OpenTpm, TpmDevice
 from nodeos.agent.registrar import Registrar, RegistrarError
 from nodeos.agent.stop import Stop
@@ -23,6 +24,7 @@ from nodeos.core.protocol import (
     Outcome,
     Poll,
     Request,
+    Statement,
     poll_proof,
 )
 from nodeos.core.site import SignedSite, SiteConfig
@@ -30,6 +32,8 @@ from nodeos.core.site import SignedSite, SiteConfig
 STEP = "enrolment"
 # How long a poll may be put off by the registrar, in seconds.
 LONGEST_POLL = 300
+# How often a status that may change soon is looked at, in seconds.
+_WATCH = 5.0
 _UNDECIDED = (EnrolmentState.PENDING, EnrolmentState.CHALLENGED)
 
 
@@ -66,7 +70,8 @@ class Session:
 
 @dataclass(slots=True, kw_only=True)
 class Enrolment:
-    """One boot's dealings with the registrar. ``statement`` holds for the whole boot."""
+    """One boot's dealings with the registrar. ``statement`` holds for the whole boot, but for what it says of
+    updates."""
 
     config: Config
     open_tpm: OpenTpm
@@ -76,8 +81,9 @@ class Enrolment:
     stop: Stop
     settings: SiteConfig
     machine: Machine
-    statement: bytes
+    statement: Statement
     record: NodeRecord | None
+    deliverer: Deliverer
     backoff: Backoff = field(default_factory=Backoff)
 
     def keep_attested(self, period: int) -> None:
@@ -85,14 +91,26 @@ class Enrolment:
         if self.record is not None:
             self.console.tell(STEP, f"inducted in an earlier boot as {self.record.node_id}; attesting anew")
         while True:
-            self.stop.wait(self.once(period))
+            self._wait(self.once(period))
+
+    def _wait(self, seconds: float) -> None:
+        """Until the next attestation. What becomes of a boot on trial, or of an update, is told soon."""
+        told, left = self.deliverer.status(), seconds
+        while left > _WATCH and self.deliverer.unsettled():
+            self.stop.wait(_WATCH)
+            left -= _WATCH
+            if self.deliverer.status() != told:
+                return
+        self.stop.wait(left)
 
     def once(self, period: int) -> float:
         """Attest once, and wait for the operator if need be. Returns the seconds until the next time."""
         try:
             outcome = self.attest()
             if outcome.state is EnrolmentState.INDUCTED and outcome.node is not None:
-                return self._inducted(outcome.node, outcome.findings, period)
+                delay = self._inducted(outcome.node, outcome.findings, period)
+                self.deliverer.consider(outcome.offer)
+                return delay
         except UnreachableError as error:
             return self._unreachable(error)
         except RegistrarError as error:
@@ -119,7 +137,7 @@ class Enrolment:
                 self.prove_keys,
                 challenge,
                 secret=session.secret,
-                statement=self.statement,
+                statement=replace(self.statement, update=self.deliverer.status()).to_bytes(),
             )
         with self.stop.interruptible():
             outcome = self.registrar.evidence(self.machine.id, proof)

@@ -109,6 +109,7 @@ class World:
             collect_fingerprint=cli._collect_fingerprint,
             locked_volume=self.volume,
             reboot=rebooted,
+            start_update=lambda: None,
         )
         stop = OperatorNearby(acts=list(acts))
         run_agent(self.config, parts, console or Listener(self.folder), stop)

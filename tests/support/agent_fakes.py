@@ -270,6 +270,7 @@ def make_config(directory: Path) -> Config:
         os_release=directory / "os-release",
         network_directory=directory / "network",
         attested=directory / "run" / "attested",
+        offer=directory / "run" / "offer.json",
     )
     config.volume_report.write_bytes(state_report("/dev/state"))
     config.os_release.write_text('ID=debian\nIMAGE_VERSION="1.2.3"\n')

@@ -10,8 +10,10 @@ import pytest
 
 from hsm.errors import TpmCredentialError, TpmError, TpmLockoutError
 from nodeos.agent.config import Config
+from nodeos.agent.delivery import Deliverer
 from nodeos.agent.enrolment import Enrolment, Machine
 from nodeos.agent.registrar import Registrar
+from nodeos.agent.service import update_paths
 from nodeos.agent.stop import StopRequested
 from nodeos.core.errors import NodeosError, RefusedError, UnreachableError
 from nodeos.core.principal import Principal
@@ -102,8 +104,15 @@ def stage(tmp_path: Path) -> Stage:
             keys=KEYS,
             site=SignedSite(document=site.config.to_bytes(), signature=bytes(64)),
         ),
-        statement=statement.to_bytes(),
+        statement=statement,
         record=None,
+        deliverer=Deliverer(
+            paths=update_paths(config),
+            offer_file=config.offer,
+            boot_id="boot",
+            console=console,
+            start=lambda: None,
+        ),
     )
     return Stage(config, console, tpm, registrar, stop, enrolment)
 
@@ -135,7 +144,7 @@ def test_from_nothing_to_a_node(stage: Stage) -> None:
         (b"certificate",),
         b"ak",
     )
-    assert stage.registrar.evidence[0].statement == stage.enrolment.statement
+    assert stage.registrar.evidence[0].statement == stage.enrolment.statement.to_bytes()
 
 
 def test_attestation_is_repeated(stage: Stage) -> None:

@@ -14,7 +14,7 @@ from nodeos.agent.device import TpmDevice
 from nodeos.agent.enrolment import Enrolment
 from nodeos.agent.service import Parts, only_agent, prepare, run_agent
 from nodeos.core.errors import NodeosError, RefusedError
-from nodeos.core.protocol import NodeRecord, Statement, machine_id
+from nodeos.core.protocol import NodeRecord, machine_id
 from nodeos.core.site import Network
 from tests.support import evidence
 from tests.support.agent_fakes import (
@@ -56,6 +56,7 @@ class Scene:
             collect_fingerprint=fingerprint,
             locked_volume=self.volume,
             reboot=lambda: self.reloads.append("reboot"),
+            start_update=lambda: self.reloads.append("update"),
         )
 
     def prepare(self) -> Enrolment:
@@ -89,7 +90,7 @@ def record_of(enrolment: Enrolment) -> NodeRecord:
 
 def test_the_recipe(scene: Scene) -> None:
     enrolment = scene.prepare()
-    statement = Statement.parse(enrolment.statement)
+    statement = enrolment.statement
     assert statement.release == "1.2.3"
     assert statement.fingerprint == b"fingerprint"
     assert statement.volume.policy_pcrs == (7, 11, 15)
@@ -209,4 +210,4 @@ def test_a_fault_of_the_program_is_on_the_console(scene: Scene, monkeypatch: pyt
 def test_the_volume_report_is_passed_on(scene: Scene) -> None:
     report = json.loads(scene.config.volume_report.read_bytes())
     scene.config.volume_report.write_text(json.dumps({**report, "made_this_boot": False}))
-    assert Statement.parse(scene.prepare().statement).volume.made_this_boot is False
+    assert scene.prepare().statement.volume.made_this_boot is False
