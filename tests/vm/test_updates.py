@@ -14,13 +14,14 @@ from hsm.tpm import Tpm
 from image.measure import esp_of
 from image.release_dir import ReleaseDir
 from image.vm import Machine, switch_on
+from nodeos.core import layout
 from nodeos.core.layout import ESP_SIZE
 from nodeos.core.release import BootPhase
 from nodeos.core.run import find_tool, run
 from tests.support.webfolder import Folder, serve
 from tests.vm import updates
 from tests.vm.conftest import Demo
-from tests.vm.lab import Lab, copy_machine, copy_registrar, list_esp
+from tests.vm.lab import Lab, copy_machine, copy_registrar, flip, list_esp, table_of
 from tests.vm.lab import serve as serve_registrar
 from tests.vm.updates import WORK, Signer, codes, wait_for, wait_for_words
 
@@ -143,6 +144,23 @@ def test_fallback_to_the_version_before(lab: Lab, signer: Signer) -> None:
     assert found["volume"]["made_this_boot"] is False
     names = [name.rpartition("/")[2] for name in list_esp(machine.disk, "/EFI/Linux")]
     assert sorted(names) == ["nodeos_0.1.0.efi", f"nodeos_{_THIRD}+0-3.efi"]
+
+
+@pytest.mark.matrix
+def test_fallback_from_a_damaged_root(lab: Lab, signer: Signer) -> None:
+    """The last try of a version whose root is damaged ends in the initial RAM disk, which nobody stands before."""
+    damaged = signer.make("damaged", version=_THIRD)
+    machine, began = lab.machine(), time.monotonic()
+    updates.write_release(machine.disk, damaged, entry=f"nodeos_{_THIRD}+1-2.efi")
+    # The superblock of erofs, which every mount reads.
+    flip(machine.disk, layout.slots(table_of(machine.disk))[1].root, 1024)
+    with switch_on(machine, accelerator=lab.accelerator) as vm:
+        found = wait_for(lab, vm, lambda found: True, what="waiting for the version before")
+        vm.power_button(seconds=240)
+    lab.tell(updates.summary(found), time.monotonic() - began)
+    assert "this version is on trial: restarting in 30 seconds" in updates.console(machine)
+    assert found["release"] == _FIRST
+    assert codes(found) == {"update.fell_back"}
 
 
 @pytest.mark.matrix
