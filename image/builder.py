@@ -63,6 +63,8 @@ class Config:
     packages: packages.Policy = packages.Policy.LOCKED
     pool: Path | None = None
     snapshot: str | None = None
+    # Where the build is put; otherwise where ``unsigned_directory`` says.
+    out: Path | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,7 +78,7 @@ class Context:
 
     @property
     def output(self) -> Path:
-        return unsigned_directory(self.config.work, self.config.variant)
+        return self.config.out or unsigned_directory(self.config.work, self.config.variant)
 
     @property
     def log(self) -> Path:

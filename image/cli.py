@@ -77,10 +77,14 @@ def _config(work: Path, keys: Path | None, variant: str, version: str) -> Config
     help="Use the mirror's packages if the locked ones can't be had. packages.json tells of it.",
 )  # fmt: skip
 @lock_cli.snapshot_option
+@click.option(
+    "--out", type=click.Path(path_type=Path),
+    help="Put the build there, and leave the one before. [default: WORK/image/VARIANT/unsigned]",
+)  # fmt: skip
 @click.pass_context
 def build(  # noqa: PLR0917 - click calls it by keyword
     ctx: click.Context, work: Path, keys_: Path | None, variant: str, version: str, pool: Path | None,
-    allow_drift: bool, snapshot: str | None,
+    allow_drift: bool, snapshot: str | None, out: Path | None,
 ) -> None:  # fmt: skip
     """Build the image, unsigned: no private key is needed, only public ones that go inside.
 
@@ -99,6 +103,7 @@ def build(  # noqa: PLR0917 - click calls it by keyword
         packages=Policy.ALLOW_DRIFT if allow_drift else Policy.LOCKED,
         pool=pool.absolute() if pool else None,
         snapshot=snapshot,
+        out=out.absolute() if out else None,
     )
     with steps.step(f"Build the {variant} image") as step:
         built = builder.build(config, steps.say)

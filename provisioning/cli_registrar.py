@@ -187,11 +187,47 @@ def release_withdraw(ctx: click.Context, directory: Path, version: str) -> None:
     emit(ctx, {"release": version, "withdrawn": True}, f"withdrawn: {version}")
 
 
+@release.command("offer")
+@_directory
+@click.option("--dc", "center", required=True, help="The data centre whose nodes shall install it.")
+@click.option("--url", help="Folder with the release's files, http or https, as the nodes reach it.")
+@click.option("--rollback", is_flag=True, help="The release is older than what runs there, on purpose.")
+@click.option("--withdraw", is_flag=True, help="Take the offer back: no node begins with it any more.")
+@click.argument("version")
+@click.pass_context
+def release_offer(  # noqa: PLR0917
+    ctx: click.Context, directory: Path, center: str, url: str | None, rollback: bool, withdraw: bool,
+    version: str,
+) -> None:  # fmt: skip
+    """Have the nodes of a data centre install this release, which must be accepted already.
+
+    Each node fetches it from the address, trusts nothing that its own release key didn't sign, installs it in its
+    other slot and restarts. A node that failed tries again only if you offer it again.
+    """
+    from contextlib import closing
+
+    from provisioning.registrar import admin
+    from provisioning.registrar.directory import Directory
+
+    if withdraw == (url is not None) or (withdraw and rollback):
+        raise click.UsageError("give either --url (with or without --rollback) or --withdraw")
+    with closing(Directory(directory).open()) as store:
+        if url is None:
+            admin.withdraw_offer(store, version, center)
+            value: dict[str, object] = {"withdrawn": True}
+            words = f"withdrawn: {version} is not offered to {center} any more"
+        else:
+            made = admin.offer_release(store, version, center, url, rollback=rollback)
+            value = {"number": made.number, "url": url, "rollback": rollback}
+            words = f"offered to {center}: {version}, offer {made.number}"
+    emit(ctx, {"release": version, "data_center": center, **value}, words)
+
+
 @release.command("list")
 @_directory
 @click.pass_context
 def release_list(ctx: click.Context, directory: Path) -> None:
-    """List accepted and withdrawn releases."""
+    """List accepted and withdrawn releases, and to whom they are offered."""
     from contextlib import closing
 
     from nodeos.core.release import Release
@@ -199,6 +235,7 @@ def release_list(ctx: click.Context, directory: Path) -> None:
 
     with closing(Directory(directory).open()) as store, store.read() as tx:
         rows = [(row, Release.parse(row.document)) for row in tx.releases()]
+        offers = [found for center in tx.centers() if (found := tx.offer(center.name))]
     emit(
         ctx,
         [
@@ -208,12 +245,14 @@ def release_list(ctx: click.Context, directory: Path) -> None:
                 "root_hash": r.root_hash.hex(),
                 "added_at": row.added_at,
                 "withdrawn_at": row.withdrawn_at,
+                "offered_to": [o.data_center for o in offers if o.version == r.version],
             }
             for row, r in rows
         ],
         "\n".join(
             f"{r.version}  {r.variant}  root {r.root_hash.hex()[:16]}"
             + ("  withdrawn" if row.withdrawn_at else "")
+            + "".join(f"  offered to {o.data_center}" for o in offers if o.version == r.version)
             for row, r in rows
         )
         or "no release is accepted yet",

@@ -46,6 +46,9 @@ def _path_option(name: str, default: Path, words: str) -> Callable[[F], F]:
 @_path_option("--network-directory", _DEFAULTS.network_directory, "Where a static network is configured.")
 @_path_option("--attested", _DEFAULTS.attested, "File that is made once the node is attested in this boot.")
 @_path_option("--ruleset", _DEFAULTS.ruleset, "Where the firewall's ruleset is put to be loaded.")
+@_path_option(
+    "--offer", _DEFAULTS.offer, "Where a release that the registrar offers is left for `agent update`."
+)
 @click.option(
     "--period",
     type=click.IntRange(1, 86400),
@@ -81,12 +84,59 @@ def run(**options: Any) -> None:
         locked_volume=_LockedVolume(),
         reboot=_reboot,
         own_addresses=own_addresses,
+        start_update=_start_update,
     )
     with Stop() as stop:
         try:
             service.run_agent(config, parts, console, stop)
         except StopRequested:
             console.tell("stopped", "told to stop")
+
+
+@commands.command()
+@_path_option("--state", _DEFAULTS.state, "Directory on the sealed state partition.")
+@_path_option("--esp", _DEFAULTS.esp, "Directory with site.json and site.sig.")
+@click.option(
+    "--tcti",
+    default=_DEFAULTS.tcti,
+    show_default=True,
+    help="How to reach the TPM (TCTI name:configuration).",
+)
+@_path_option("--console", _DEFAULTS.console, "Device that people look at.")
+@_path_option("--offer", _DEFAULTS.offer, "The release that the registrar offers, as `agent run` leaves it.")
+def update(state: Path, esp: Path, tcti: str, console: Path, offer: Path) -> None:
+    """Fetch and install the release that the registrar offers, and restart the machine.
+
+    Run by nodeos-update.service, which `agent run` starts. Trusts nothing but what a release key of this image
+    signed; an interrupted run is gone on with.
+    """
+    import time
+
+    from nodeos.agent import delivery, evidence, service, site
+    from nodeos.agent.console import Console
+    from nodeos.core.protocol import Offer
+    from nodeos.update.machine import gather_facts
+    from nodeos.update.source import WebFolder
+
+    config = Config(state=state, esp=esp, console=console, tcti=tcti, offer=offer)
+    paths = service.update_paths(config)
+    _, settings = site.load_site(config.esp, config.site_key)
+
+    def source(offer: Offer) -> WebFolder:
+        return WebFolder(offer.url, ca=settings.registrar_ca)
+
+    def gather() -> Any:
+        with _open_tpm(config.tcti) as tpm:
+            return gather_facts(paths, lambda: tpm)
+
+    delivery.take(
+        paths,
+        config.offer,
+        Console(status=config.offer.with_name("update-status.json"), device=config.console),
+        delivery.Parts(source=source, gather=gather, wait=time.sleep, restart=_reboot),
+        boot_id=evidence.boot_id(),
+        node=_node_id(config),
+    )
 
 
 @commands.command()
@@ -114,6 +164,19 @@ def _reboot() -> None:
     from nodeos.core.run import run
 
     run(["systemctl", "reboot"], what="restart the machine")
+
+
+def _start_update() -> None:
+    from nodeos.core.run import run
+
+    run(["systemctl", "--no-block", "start", "nodeos-update.service"], what="start the update")
+
+
+def _node_id(config: Config) -> str:
+    from nodeos.core.files import read_file
+    from nodeos.core.wire import parse_json
+
+    return parse_json(read_file(config.node_record, "node record"), "node.json").text("node_id")
 
 
 def _open_tpm(tcti: str) -> Any:

@@ -29,6 +29,9 @@ class Config:
     # What is written here is loaded by nodeos-firewall-load.service, and then lies at ``loaded_ruleset``.
     ruleset: Path = Path("/run/nodeos/firewall.new")
 
+    # The registrar's offer, for nodeos-update.service.
+    offer: Path = Path("/run/nodeos/offer.json")
+
     @property
     def keys(self) -> Path:
         return self.state / "keys"

@@ -11,6 +11,7 @@ from nodeos.agent import evidence
 from nodeos.agent.backoff import SLOW, Backoff, jittered
 from nodeos.agent.config import Config
 from nodeos.agent.console import Console
+from nodeos.agent.delivery import Deliverer
 from nodeos.agent.device import OpenTpm, TpmDevice
 from nodeos.agent.firewall import Firewall
 from nodeos.agent.registrar import Registrar, RegistrarError
@@ -38,6 +39,8 @@ FIREWALL = "firewall"
 # How long a poll may be put off by the registrar, in seconds.
 LONGEST_POLL = 300
 OwnAddresses = Callable[[], tuple[IpAddress, ...]]
+# How often a status that may change soon is looked at, in seconds.
+_WATCH = 5.0
 _UNDECIDED = (EnrolmentState.PENDING, EnrolmentState.CHALLENGED)
 
 
@@ -80,8 +83,9 @@ class Session:
 
 @dataclass(slots=True, kw_only=True)
 class Enrolment:
-    """One boot's dealings with the registrar. ``statement`` holds for the whole boot, but for the addresses: those
-    are stated as they are at each attestation. ``session`` is that of the attestation that passed last."""
+    """One boot's dealings with the registrar. ``statement`` holds for the whole boot, but for the addresses and
+    what it says of updates: those are stated as they are at each attestation. ``session`` is that of the attestation that
+    passed last."""
 
     config: Config
     open_tpm: OpenTpm
@@ -95,6 +99,7 @@ class Enrolment:
     record: NodeRecord | None
     firewall: Firewall
     own_addresses: OwnAddresses
+    deliverer: Deliverer
     session: Session | None = None
     backoff: Backoff = field(default_factory=Backoff)
 
@@ -107,14 +112,22 @@ class Enrolment:
 
     def _wait(self, seconds: float) -> None:
         """Until the next attestation; meanwhile keep up with who may reach the node. An own address that others
-        don't know yet ends the waiting."""
-        while self.session is not None and seconds > self.config.access_period:
-            self.stop.wait(self.config.access_period)
-            seconds -= self.config.access_period
-            self._update_access(self.session)
-            if self._addresses() != self.statement.addresses:
+        don't know yet ends the waiting, and so does news of a boot on trial, or of an update."""
+        told, left = self.deliverer.status(), seconds
+        until_access = float(self.config.access_period)
+        while True:
+            watched = self.deliverer.unsettled()
+            step = min(left, until_access, _WATCH if watched else left)
+            self.stop.wait(step)
+            left, until_access = left - step, until_access - step
+            if left <= 0 or (watched and self.deliverer.status() != told):
                 return
-        self.stop.wait(seconds)
+            if until_access <= 0:
+                until_access = float(self.config.access_period)
+                if self.session is not None:
+                    self._update_access(self.session)
+                    if self._addresses() != self.statement.addresses:
+                        return
 
     def _addresses(self) -> tuple[IpAddress, ...]:
         return self.own_addresses()[:MAX_ADDRESSES]
@@ -125,7 +138,9 @@ class Enrolment:
         try:
             outcome = self.attest()
             if outcome.state is EnrolmentState.INDUCTED and outcome.node is not None:
-                return self._inducted(outcome.node, outcome.findings, period)
+                delay = self._inducted(outcome.node, outcome.findings, period)
+                self.deliverer.consider(outcome.offer)
+                return delay
         except UnreachableError as error:
             return self._unreachable(error)
         except RegistrarError as error:
@@ -153,7 +168,7 @@ class Enrolment:
                 self.prove_keys,
                 challenge,
                 secret=session.secret,
-                statement=self.statement.to_bytes(),
+                statement=replace(self.statement, update=self.deliverer.status()).to_bytes(),
             )
         with self.stop.interruptible():
             outcome = self.registrar.evidence(self.machine.id, proof)

@@ -21,7 +21,6 @@ from nodeos.core.protocol import (
     NodeKeys,
     Statement,
     StateVolume,
-    UpdateStatus,
     qualifying_data,
     secret_proof,
 )
@@ -57,8 +56,8 @@ def make_statement(
     recovery: bytes,
     memory_encryption: str,
     fingerprint: bytes,
-    update: UpdateStatus | None = None,
 ) -> Statement:
+    """What holds for the whole boot."""
     return Statement(
         boot_id=boot_id(),
         release=read_release(config.os_release),
@@ -69,7 +68,6 @@ def make_statement(
         fingerprint=fingerprint,
         # Those of the moment are put in at each attestation.
         addresses=(),
-        update=update,
     )
 
 

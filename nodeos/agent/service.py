@@ -15,6 +15,7 @@ from pathlib import Path
 from nodeos.agent import evidence, identity, memory, recovery, site, volume
 from nodeos.agent.config import Config
 from nodeos.agent.console import Console
+from nodeos.agent.delivery import Deliverer
 from nodeos.agent.device import OpenTpm, TpmDevice
 from nodeos.agent.enrolment import Enrolment, Machine, OwnAddresses
 from nodeos.agent.firewall import Firewall
@@ -23,12 +24,10 @@ from nodeos.agent.stop import Stop
 from nodeos.core.errors import NodeosError, UsageError
 from nodeos.core.files import read_file
 from nodeos.core.http import Client
-from nodeos.core.protocol import NodeRecord, UpdateStatus, machine_id
+from nodeos.core.protocol import NodeRecord, machine_id
 from nodeos.core.site import PCR, SignedSite, SiteConfig
 from nodeos.core.statereport import Mode
 from nodeos.core.wire import parse_json
-from nodeos.update import blessing
-from nodeos.update.entries import read_entries
 from nodeos.update.machine import Paths
 
 CollectFingerprint = Callable[[TpmDevice, str], bytes]
@@ -45,6 +44,7 @@ class Parts:
     locked_volume: recovery.Volume
     reboot: Callable[[], None]
     own_addresses: OwnAddresses
+    start_update: Callable[[], None]
 
 
 def run_agent(config: Config, parts: Parts, console: Console, stop: Stop) -> None:
@@ -102,7 +102,6 @@ def prepare(config: Config, parts: Parts, console: Console, stop: Stop) -> Enrol
         recovery=blob.to_bytes(),
         memory_encryption=memory_encryption,
         fingerprint=fingerprint,
-        update=update_status(config),
     )
     client = Client(settings.registrar_url, ca=settings.registrar_ca)
     return Enrolment(
@@ -118,6 +117,13 @@ def prepare(config: Config, parts: Parts, console: Console, stop: Stop) -> Enrol
         record=record,
         firewall=firewall,
         own_addresses=parts.own_addresses,
+        deliverer=Deliverer(
+            paths=update_paths(config),
+            offer_file=config.offer,
+            boot_id=statement.boot_id,
+            console=console,
+            start=parts.start_update,
+        ),
     )
 
 
@@ -173,12 +179,15 @@ def apply_site(
         console.tell("network", f"static addresses: {', '.join(settings.network.addresses)}")
 
 
-def update_status(config: Config) -> UpdateStatus | None:
-    """Which version runs and which one failed, as the ESP tells; None if it holds no kernel image of ours."""
-    esp = config.esp.parent
-    if not read_entries(esp):
-        return None
-    return blessing.update_status(Paths(esp=esp, os_release=config.os_release))
+def update_paths(config: Config) -> Paths:
+    """Where updates find what is theirs."""
+    return Paths(
+        esp=config.esp.parent,
+        work=config.state / "update",
+        library=config.site_key.parent,
+        os_release=config.os_release,
+        volume_report=config.volume_report,
+    )
 
 
 def check_site(config: Config, console: Console) -> tuple[SignedSite, SiteConfig]:

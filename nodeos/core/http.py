@@ -33,6 +33,17 @@ def split_url(url: str, scheme: str, port: int) -> tuple[str, int, str]:
     return parts.hostname, port if found is None else found, parts.path
 
 
+def check_folder_url(url: str) -> tuple[str, str, int, str]:
+    """Scheme (http or https), host, port and path (with a slash at its end) of a folder. Raises UsageError."""
+    scheme = url.partition(":")[0]
+    if scheme not in ("http", "https") or any(mark in url for mark in "?#") or not url.isprintable():
+        raise UsageError(
+            f"{url}: not the address of a folder", hint="for example http://192.0.2.7/releases/1.2.3"
+        )
+    host, port, path = split_url(url, scheme, 80 if scheme == "http" else 443)
+    return scheme, host, port, path.rstrip("/") + "/"
+
+
 class Client:
     """Talks to one service. ``ca`` is PEM text; ``timeout`` in seconds covers each socket operation."""
 

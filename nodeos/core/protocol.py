@@ -50,6 +50,16 @@ _POLL_DOMAIN = b"nodeos-poll-v1\x00"
 NONCE_BYTES = 32
 
 
+class DeliveryState(StrEnum):
+    """How far a node is with an offer. REFUSED: its checks said no; FAILED: something broke, it is tried again;
+    INSTALLED: in the other slot, started with the next boot."""
+
+    FETCHING = "fetching"
+    REFUSED = "refused"
+    FAILED = "failed"
+    INSTALLED = "installed"
+
+
 class EnrolmentState(StrEnum):
     """Where a machine stands. Only an operator's signature leads from PENDING to INDUCTED."""
 
@@ -265,18 +275,93 @@ class StateVolume:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """A release that the registrar wants its nodes to run. ``url`` is the folder with its files, ``manifest`` the
+    SHA-256 of its release.json; ``rollback`` says that an older version is meant. ``number`` grows with every
+    offer: what failed on a node is not tried again until it is offered again.
+    """
+
+    number: int
+    version: str
+    manifest: bytes
+    url: str
+    rollback: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "number": self.number,
+            "version": self.version,
+            "manifest": self.manifest.hex(),
+            "url": self.url,
+            "rollback": self.rollback,
+        }
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Offer:
+        offer = cls(
+            number=fields.integer("number"),
+            version=fields.text("version", limit=64),
+            manifest=fields.hexadecimal("manifest", length=32),
+            url=fields.text("url", limit=1024),
+            rollback=fields.flag("rollback"),
+        )
+        fields.done()
+        return offer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """What a node made of an offer. ``boot_id`` is the boot in which it did; ``findings`` say why not."""
+
+    number: int
+    version: str
+    state: DeliveryState
+    boot_id: str
+    findings: tuple[Finding, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "number": self.number,
+            "version": self.version,
+            "state": str(self.state),
+            "boot_id": self.boot_id,
+            "findings": [f.to_json() for f in self.findings],
+        }
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Delivery:
+        state = fields.text("state", limit=16)
+        if state not in set(DeliveryState):
+            raise ParseError(f"{fields.path}.state: {state!r} is not one of {', '.join(DeliveryState)}")
+        delivery = cls(
+            number=fields.integer("number"),
+            version=fields.text("version", limit=64),
+            state=DeliveryState(state),
+            boot_id=fields.text("boot_id", limit=64),
+            findings=fields.list_of("findings", parse_finding, limit=32),
+        )
+        fields.done()
+        return delivery
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateStatus:
     """How the running version came to be started, as the node reads it from its ESP: nothing measures it.
 
-    ``blessed`` is False while an update is on trial; ``failed`` is the version that was tried and given up.
+    ``blessed`` is False while an update is on trial; ``failed`` is the version that was tried and given up;
+    ``delivery`` is what became of the registrar's last offer.
     """
 
     running: str
     blessed: bool
     failed: str | None = None
+    delivery: Delivery | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {"running": self.running, "blessed": self.blessed, "failed": self.failed}
+        value: dict[str, Any] = {"running": self.running, "blessed": self.blessed, "failed": self.failed}
+        if self.delivery is not None:
+            value["delivery"] = self.delivery.to_json()
+        return value
 
     @classmethod
     def parse(cls, fields: Fields) -> UpdateStatus:
@@ -284,6 +369,7 @@ class UpdateStatus:
             running=fields.text("running", limit=64),
             blessed=fields.flag("blessed"),
             failed=fields.text("failed", limit=64) if fields.has("failed") else None,
+            delivery=Delivery.parse(fields.nested("delivery")) if fields.has("delivery") else None,
         )
         fields.done()
         return status
@@ -492,22 +578,25 @@ class NodeRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Where the enrolment stands, why, and when to ask again (seconds). ``node`` is there once inducted."""
+    """Where the enrolment stands, why, and when to ask again (seconds). ``node`` is there once inducted, and only
+    then there may be an ``offer``."""
 
     state: EnrolmentState
     findings: tuple[Finding, ...]
     poll_after: int
     node: NodeRecord | None
+    offer: Offer | None = None
 
     def to_bytes(self) -> bytes:
-        return canonical_json(
-            {
-                "state": str(self.state),
-                "findings": [f.to_json() for f in self.findings],
-                "poll_after": self.poll_after,
-                "node": None if self.node is None else self.node.to_json(),
-            }
-        )
+        value: dict[str, Any] = {
+            "state": str(self.state),
+            "findings": [f.to_json() for f in self.findings],
+            "poll_after": self.poll_after,
+            "node": None if self.node is None else self.node.to_json(),
+        }
+        if self.offer is not None:
+            value["offer"] = self.offer.to_json()
+        return canonical_json(value)
 
     @classmethod
     def parse(cls, data: bytes) -> Outcome:
@@ -521,8 +610,11 @@ class Outcome:
             findings=fields.list_of("findings", parse_finding),
             poll_after=fields.integer("poll_after", high=86400),
             node=NodeRecord.parse(fields.nested("node")) if fields.has("node") else None,
+            offer=Offer.parse(fields.nested("offer")) if fields.has("offer") else None,
         )
         fields.done()
         if (outcome.node is not None) != (outcome.state is EnrolmentState.INDUCTED):
             raise ParseError("outcome.node: must be there when inducted, and only then")
+        if outcome.offer is not None and outcome.node is None:
+            raise ParseError("outcome.offer: only a node is offered a release")
         return outcome

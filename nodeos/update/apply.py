@@ -89,12 +89,17 @@ def apply(
     *,
     rollback: bool = False,
     install: Install | None = None,
+    ours: bool = False,
 ) -> Applied:
-    """Install the release in ``directory``; the next boot starts it. Can be run again after an interruption."""
+    """Install the release in ``directory``; the next boot starts it. Can be run again after an interruption.
+
+    ``ours``: nobody but root can write there, and it lies on the state volume; large files need no copy then.
+    """
     _make_empty(paths.staging)
     try:
-        tell("copying the release")
-        _copy(paths, directory)
+        if not ours:
+            tell("copying the release")
+        _copy(paths, directory, link=ours)
         tell("verifying it, and this machine's way to it")
         facts: list[Facts] = []
 
@@ -148,14 +153,16 @@ def write_loader(esp: Path, data: bytes) -> tuple[str, ...]:
     return tuple(written)
 
 
-def _copy(paths: Paths, directory: Path) -> None:
+def _copy(paths: Paths, directory: Path, *, link: bool) -> None:
     for name in (RELEASE, RELEASE_SIGNATURE):
         _copy_file(directory / name, paths.staging / name)
     # Its names decide what else is copied: no other file of a stranger's directory is touched.
     release = read_release(paths.staging, trusted_release_keys(paths))
     for name in files_of(release):
         # One that the manifest leaves out is told by the check that follows.
-        if name in release.artefacts:
+        if name in release.artefacts and link and name in (ROOT, VERITY, UKI):
+            _link_file(directory / name, paths.staging / name)
+        elif name in release.artefacts:
             _copy_file(directory / name, paths.staging / name, limit=release.artefacts[name].size + 1)
 
 
@@ -166,6 +173,14 @@ def _copy_file(source: Path, target: Path, limit: int = 1 << 20) -> None:
             while limit > 0 and (part := file.read(min(_CHUNK, limit))):
                 copy.write(part)
                 limit -= len(part)
+    except FileNotFoundError as error:
+        raise UsageError(f"the release lacks {source.name}", hint=f"see {source.parent}") from error
+
+
+def _link_file(source: Path, target: Path) -> None:
+    """The same file once more. None of those that are linked is changed later."""
+    try:
+        os.link(source, target, follow_symlinks=False)
     except FileNotFoundError as error:
         raise UsageError(f"the release lacks {source.name}", hint=f"see {source.parent}") from error
 

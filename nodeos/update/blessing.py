@@ -32,6 +32,7 @@ from nodeos.update.apply import write_loader
 from nodeos.update.candidate import LOADER, VARIABLES
 from nodeos.update.entries import can_fall_back, failed_version, read_entries
 from nodeos.update.machine import Paths, Tpm
+from nodeos.update.offers import read_delivery
 
 # Made by the agent after the first attestation that passed in this boot; gone with the boot.
 ATTESTED = Path("/run/nodeos/attested")
@@ -139,6 +140,7 @@ def update_status(paths: Paths) -> UpdateStatus:
         running=version,
         blessed=machine.is_blessed(entries, version),
         failed=failed_version(entries, version),
+        delivery=read_delivery(paths.delivery),
     )
 
 

@@ -65,6 +65,16 @@ class Paths:
         return self.work / "incoming"
 
     @property
+    def download(self) -> Path:
+        """Files of an offered release, as far as they were fetched."""
+        return self.work / "download"
+
+    @property
+    def delivery(self) -> Path:
+        """What became of the last offer: a ``Delivery``."""
+        return self.work / "delivery.json"
+
+    @property
     def pending(self) -> Path:
         """What the next boot needs once it is blessed: manifest, boot loader, db.auth and dbx.auth."""
         return self.work / "pending"

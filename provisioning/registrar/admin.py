@@ -16,9 +16,10 @@ from nodeos.core.addresses import IpNetwork, collapse, parse_network
 from nodeos.core.errors import UsageError
 from nodeos.core.files import read_file
 from nodeos.core.firewall import MAX_CLIENTS
+from nodeos.core.http import check_folder_url as check_url
 from nodeos.core.principal import Principal
 from nodeos.core.release import Release, Variant, check_signature
-from provisioning.registrar.rows import AuditRow, CenterRow, ReleaseRow, TrustRow
+from provisioning.registrar.rows import AuditRow, CenterRow, OfferRow, ReleaseRow, TrustRow
 from provisioning.registrar.service import now
 from provisioning.registrar.store import Store, Transaction
 from provisioning.verify.der import Certificate, parse_certificate, pem_blocks
@@ -120,6 +121,46 @@ def withdraw_release(store: Store, version: str) -> None:
             raise UsageError(f"there is no release {version}", hint="see `nodeos registrar release list`")
         tx.withdraw_release(version, at)
         _note(tx, "release-withdrawn", {"version": version}, at)
+
+
+def offer_release(store: Store, version: str, center: str, url: str, *, rollback: bool) -> OfferRow:
+    """From now on the nodes of ``center`` are told to install this release, from the folder at ``url``.
+
+    It takes the place of the data centre's offer before; the same release once more is a new try for the nodes
+    that failed. Raises UsageError for an unknown data centre, a release that isn't accepted, or no address.
+    """
+    check_url(url)
+    at = now()
+    with store.write() as tx:
+        _check_center(tx, center)
+        row = tx.release(version)
+        if row is None or row.withdrawn_at is not None:
+            raise UsageError(
+                f"there is no release {version} that machines may run",
+                hint="register it first, with its signature: `nodeos registrar release add`",
+            )
+        made = tx.add_offer(center, version, url, rollback=rollback, at=at)
+        detail = {"data_center": center, "version": version, "url": url, "rollback": str(rollback).lower()}
+        _note(tx, "release-offered", detail, at)
+    return made
+
+
+def withdraw_offer(store: Store, version: str, center: str) -> None:
+    """No node begins with it any more. Raises UsageError if this release isn't offered to the data centre."""
+    at = now()
+    with store.write() as tx:
+        _check_center(tx, center)
+        row = tx.offer(center)
+        if row is None or row.version != version:
+            found = "nothing" if row is None else row.version
+            raise UsageError(f"{version} is not offered to {center}, but {found}", hint="see `release list`")
+        tx.end_offer(center, at)
+        _note(tx, "offer-withdrawn", {"data_center": center, "version": version}, at)
+
+
+def _check_center(tx: Transaction, name: str) -> None:
+    if tx.center(name) is None:
+        raise UsageError(f"the data centre {name} is not known", hint="see `nodeos registrar dc list`")
 
 
 def add_center(store: Store, row: CenterRow) -> None:

@@ -17,6 +17,7 @@ from nodeos.core.protocol import (
     Evidence,
     NodeKeys,
     NodeRecord,
+    Offer,
     Outcome,
     Request,
 )
@@ -111,6 +112,22 @@ def outcome_of(tx: Transaction, session: Session) -> Outcome:
         findings=tuple(parse_finding(f, "finding") for f in findings),
         poll_after=_POLL_AFTER[state],
         node=node,
+        offer=None if node is None else find_offer(tx, node.data_center),
+    )
+
+
+def find_offer(tx: Transaction, data_center: str) -> Offer | None:
+    """The release that the nodes of a data centre shall install."""
+    row = tx.offer(data_center)
+    release = None if row is None else tx.release(row.version)
+    if row is None or release is None:
+        return None
+    return Offer(
+        number=row.number,
+        version=row.version,
+        manifest=hashlib.sha256(release.document).digest(),
+        url=row.url,
+        rollback=row.rollback,
     )
 
 

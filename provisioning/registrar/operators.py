@@ -272,5 +272,15 @@ def _node_summary(tx: Transaction, row: NodeRow) -> dict[str, Any]:
 
 def _node_details(tx: Transaction, row: NodeRow) -> dict[str, Any]:
     history = [_attestation(a) for a in tx.attestations(row.machine, HISTORY)]
-    shown = {**history[0], "history": history}
-    return {**_record(row), "addresses": list(row.addresses), "attestation": shown}
+    latest = {**history[0], "update": _update(tx, history[0]["evidence"]), "history": history}
+    return {**_record(row), "addresses": list(row.addresses), "attestation": latest}
+
+
+def _update(tx: Transaction, evidence: str) -> dict[str, Any] | None:
+    """How the node came to run its version, and what it made of the last offer: its words, not measured."""
+    raw = tx.evidence(evidence)
+    try:
+        status = None if raw is None else Statement.parse(Evidence.parse(raw).statement).update
+    except ParseError:
+        return None
+    return None if status is None else status.to_json()

@@ -27,6 +27,19 @@ class ReleaseRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OfferRow:
+    """A release that the nodes of a data centre shall install; ``over_at`` once it was withdrawn or replaced."""
+
+    number: int
+    data_center: str
+    version: str
+    url: str
+    rollback: bool
+    at: int
+    over_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CenterRow:
     """``operator`` is the principal of ``operator_key`` (DER); ``site_key`` is Ed25519, 32 raw bytes."""
 

@@ -112,12 +112,24 @@ def _access(connection: sqlite3.Connection) -> None:
     )
 
 
+def _offers(connection: sqlite3.Connection) -> None:
+    """Releases that nodes shall install. At most one offer of a data centre is not over."""
+    connection.execute(
+        """CREATE TABLE offer (
+            number INTEGER PRIMARY KEY AUTOINCREMENT, data_center TEXT NOT NULL REFERENCES data_center (name),
+            version TEXT NOT NULL REFERENCES release (version), url TEXT NOT NULL, rollback INTEGER NOT NULL,
+            at INTEGER NOT NULL, over_at INTEGER)"""
+    )
+    connection.execute("CREATE UNIQUE INDEX offer_open ON offer (data_center) WHERE over_at IS NULL")
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _first,
     _signed_releases,
     _recovery,
     _installations,
     _access,
+    _offers,
 )
 
 

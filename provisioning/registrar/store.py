@@ -25,6 +25,7 @@ from provisioning.registrar.rows import (
     Enrolment,
     InstallationRow,
     NodeRow,
+    OfferRow,
     RecoveryRow,
     ReleaseRow,
     Session,
@@ -145,6 +146,35 @@ class Transaction:
             "SELECT version, document, added_at, withdrawn_at FROM release ORDER BY added_at, version"
         )
         return [ReleaseRow(**row) for row in rows]
+
+    def release(self, version: str) -> ReleaseRow | None:
+        row = self._one("SELECT * FROM release WHERE version = ?", version)
+        return ReleaseRow(**row) if row else None
+
+    def add_offer(self, data_center: str, version: str, url: str, *, rollback: bool, at: int) -> OfferRow:
+        """In place of the one that the data centre has."""
+        self.end_offer(data_center, at)
+        row = self._one(
+            "INSERT INTO offer (data_center, version, url, rollback, at) VALUES (?, ?, ?, ?, ?) RETURNING *",
+            data_center, version, url, rollback, at,
+        )  # fmt: skip
+        if row is None:
+            raise ValueError("an insert returns its row")
+        return _offer(row)
+
+    def end_offer(self, data_center: str, at: int) -> None:
+        self._db.execute(
+            "UPDATE offer SET over_at = ? WHERE data_center = ? AND over_at IS NULL", (at, data_center)
+        )
+
+    def offer(self, data_center: str) -> OfferRow | None:
+        """The one that is not over, of a release that is still accepted."""
+        row = self._one(
+            "SELECT offer.* FROM offer JOIN release USING (version)"
+            " WHERE data_center = ? AND over_at IS NULL AND withdrawn_at IS NULL",
+            data_center,
+        )
+        return None if row is None else _offer(row)
 
     def add_center(self, row: CenterRow) -> None:
         self._db.execute(
@@ -541,6 +571,10 @@ def _recovery(row: sqlite3.Row) -> RecoveryRow:
 
 def _json(value: Any) -> str:
     return canonical_json(value).decode()
+
+
+def _offer(row: sqlite3.Row) -> OfferRow:
+    return OfferRow(**{**row, "rollback": bool(row["rollback"])})
 
 
 def _enrolment(row: sqlite3.Row) -> Enrolment:

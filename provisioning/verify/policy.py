@@ -111,7 +111,8 @@ def _differs(index: int, found: bytes, expected: bytes, events: Sequence[Event])
 
 
 def check_update(update: UpdateStatus | None, claimed: str) -> Verdict:
-    """A node that fell back runs a release that is allowed; a person should know why the other one failed."""
+    """A node that fell back, or refused what it was offered, runs a release that is allowed; a person should know
+    why the other one failed."""
     watch = []
     if update is not None and update.failed is not None:
         watch.append(
@@ -119,6 +120,12 @@ def check_update(update: UpdateStatus | None, claimed: str) -> Verdict:
                 "update.fell_back", f"{update.failed} was tried and given up, {update.running} runs again"
             )
         )
+    if update is not None and update.delivery is not None and update.delivery.version != update.running:
+        told = update.delivery
+        watch += [
+            finding(f"update.{told.state}", f"{told.version}: {item.code}: {item.message}")
+            for item in told.findings
+        ]
     refused = []
     if update is not None and update.running != claimed:
         refused.append(finding("update.running", f"found {update.running!r}, the statement says {claimed!r}"))

@@ -111,6 +111,7 @@ class World:
             locked_volume=self.volume,
             reboot=rebooted,
             own_addresses=lambda: (),
+            start_update=lambda: None,
         )
         stop = OperatorNearby(acts=list(acts))
         run_agent(self.config, parts, console or Listener(self.folder), stop)

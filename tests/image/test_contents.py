@@ -101,7 +101,7 @@ def test_an_installer_can_write_names_on_an_esp(release_image: Image) -> None:
     try:
         with volume.open("wb") as file:
             file.truncate(64 << 20)
-        chroot = [find_tool("chroot", package="coreutils"), release_image.root]
+        chroot: list[str | Path] = [find_tool("chroot", package="coreutils"), release_image.root]
         for words in (
             ["mkfs.vfat", "-F", "32", "/tmp/esp"],
             ["mmd", "-i", "/tmp/esp", "::EFI"],

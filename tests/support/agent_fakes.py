@@ -298,6 +298,7 @@ def make_config(directory: Path) -> Config:
         attested=directory / "run" / "attested",
         ruleset=directory / "run" / "firewall.new",
         access_period=86400,
+        offer=directory / "run" / "offer.json",
     )
     config.volume_report.write_bytes(state_report("/dev/state"))
     config.os_release.write_text('ID=debian\nIMAGE_VERSION="1.2.3"\n')

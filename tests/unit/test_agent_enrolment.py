@@ -11,9 +11,11 @@ import pytest
 
 from hsm.errors import TpmCredentialError, TpmError, TpmLockoutError
 from nodeos.agent.config import Config
+from nodeos.agent.delivery import Deliverer
 from nodeos.agent.enrolment import Enrolment, Machine
 from nodeos.agent.firewall import Firewall
 from nodeos.agent.registrar import Registrar
+from nodeos.agent.service import update_paths
 from nodeos.agent.stop import StopRequested
 from nodeos.core.access import AccessList
 from nodeos.core.addresses import IpAddress, parse_address, parse_network
@@ -112,6 +114,13 @@ def stage(tmp_path: Path) -> Stage:
         record=None,
         firewall=Firewall(config=config),
         own_addresses=lambda: (parse_address("192.0.2.7"),),
+        deliverer=Deliverer(
+            paths=update_paths(config),
+            offer_file=config.offer,
+            boot_id="boot",
+            console=console,
+            start=lambda: None,
+        ),
     )
     return Stage(config, console, tpm, registrar, stop, enrolment)
 

@@ -59,6 +59,7 @@ class Scene:
             locked_volume=self.volume,
             reboot=lambda: self.reloads.append("reboot"),
             own_addresses=lambda: (),
+            start_update=lambda: self.reloads.append("update"),
         )
 
     def prepare(self) -> Enrolment:

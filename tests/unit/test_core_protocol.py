@@ -15,16 +15,20 @@ from nodeos.core.principal import Principal
 from nodeos.core.protocol import (
     QUOTED_PCRS,
     Challenge,
+    Delivery,
+    DeliveryState,
     EnrolmentState,
     Evidence,
     KeyProofs,
     NodeKeys,
     NodeRecord,
+    Offer,
     Outcome,
     Poll,
     Request,
     Statement,
     StateVolume,
+    UpdateStatus,
     machine_id,
     poll_proof,
     qualifying_data,
@@ -59,6 +63,25 @@ VOLUMES = st.builds(
 )
 
 
+FINDINGS = st.lists(st.builds(Finding, code=NAME, message=NAME), max_size=3).map(tuple)
+OFFERS = st.builds(Offer, number=NUMBER, version=NAME, manifest=DIGEST, url=NAME, rollback=st.booleans())
+UPDATES = st.builds(
+    UpdateStatus,
+    running=NAME,
+    blessed=st.booleans(),
+    failed=st.none() | NAME,
+    delivery=st.none()
+    | st.builds(
+        Delivery,
+        number=NUMBER,
+        version=NAME,
+        state=st.sampled_from(DeliveryState),
+        boot_id=NAME,
+        findings=FINDINGS,
+    ),
+)
+
+
 @st.composite
 def records(draw: st.DrawFn) -> NodeRecord:
     keys = draw(KEYS)
@@ -78,9 +101,10 @@ def outcomes(draw: st.DrawFn) -> Outcome:
     state = draw(st.sampled_from(EnrolmentState))
     return Outcome(
         state=state,
-        findings=tuple(draw(st.lists(st.builds(Finding, code=NAME, message=NAME), max_size=3))),
+        findings=draw(FINDINGS),
         poll_after=draw(st.integers(0, 86400)),
         node=draw(records()) if state is EnrolmentState.INDUCTED else None,
+        offer=draw(st.none() | OFFERS) if state is EnrolmentState.INDUCTED else None,
     )
 
 
@@ -110,6 +134,7 @@ MESSAGES: dict[Any, st.SearchStrategy[Any]] = {
         memory_encryption=NAME,
         fingerprint=SHORT,
         addresses=st.lists(ADDRESS, max_size=4).map(tuple),
+        update=st.none() | UPDATES,
     ),
     Evidence: st.builds(
         Evidence,
@@ -158,7 +183,10 @@ def test_no_field_may_be_left_out_or_added(kind: Any, data: st.DataObject) -> No
     document = json.loads(data.draw(MESSAGES[kind]).to_bytes())
     name = data.draw(st.sampled_from(sorted(document)))
     less = {key: value for key, value in document.items() if key != name}
-    if not (kind is Outcome and name == "node" and document["node"] is None):
+    optional = name in ("offer", "update") or (
+        kind is Outcome and document["node"] is None and name == "node"
+    )
+    if not optional:
         with pytest.raises(ParseError):
             kind.parse(json.dumps(less).encode())
     with pytest.raises(ParseError, match="unknown field: zzz"):
