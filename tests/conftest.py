@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from hsm.softtpm import ManufacturerCa, SoftTpm
 from tests.support.softhsm import SoftToken, make_token
+
+# Tests assert what is done, not how fast: another program may have the processor.
+settings.register_profile("nodeos", deadline=None)
+settings.load_profile("nodeos")
 
 
 @pytest.fixture(scope="session")

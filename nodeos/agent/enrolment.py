@@ -84,8 +84,8 @@ class Session:
 @dataclass(slots=True, kw_only=True)
 class Enrolment:
     """One boot's dealings with the registrar. ``statement`` holds for the whole boot, but for the addresses and
-    what it says of updates: those are stated as they are at each attestation. ``session`` is that of the attestation that
-    passed last."""
+    what it says of updates: those are stated as they are at each attestation. ``session`` is that of the
+    attestation that passed last."""
 
     config: Config
     open_tpm: OpenTpm
@@ -114,7 +114,7 @@ class Enrolment:
         """Until the next attestation; meanwhile keep up with who may reach the node. An own address that others
         don't know yet ends the waiting, and so does news of a boot on trial, or of an update."""
         told, left = self.deliverer.status(), seconds
-        until_access = float(self.config.access_period)
+        until_access = seconds if self.session is None else float(self.config.access_period)
         while True:
             watched = self.deliverer.unsettled()
             step = min(left, until_access, _WATCH if watched else left)
