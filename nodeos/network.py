@@ -93,8 +93,8 @@ def _table(rows: list[dict[str, str]]) -> str:
 def firewall(ctx: click.Context, path: Path, clients: tuple[str, ...]) -> None:
     """Print the nftables ruleset of a node. It is not loaded.
 
-    Services are open to the given nodes and clients alone, with limits for each source address. Without any all are
-    closed.
+    Services are open to the given nodes and clients alone, with limits for each source address. Without any of
+    them all are closed.
     """
     from nodeos.core.access import sorted_addresses
     from nodeos.core.addresses import collapse, parse_network

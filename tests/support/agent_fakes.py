@@ -206,8 +206,8 @@ class FakeStop(Stop):
             self.loads.ruleset.rename(self.loads.loaded_ruleset)
         if len(self.waits) >= self.last:
             raise StopRequested
-        if self.then is not None:
-            self.then, then = None, self.then
+        then, self.then = self.then, None
+        if then is not None:
             then()
 
 

@@ -222,7 +222,9 @@ def test_the_firewall_opens_for_the_list_that_was_kept(scene: Scene) -> None:
     enrolment = scene.prepare()
     assert scene.config.ruleset.read_text() == kept.ruleset()
     assert enrolment.firewall.access is not None
-    assert "firewall: open for the nodes and clients of the list that was kept" in scene.console.words.getvalue()
+    assert (
+        "firewall: open for the nodes and clients of the list that was kept" in scene.console.words.getvalue()
+    )
 
 
 def test_a_damaged_list_is_told_and_does_not_end_the_agent(scene: Scene) -> None:
