@@ -67,6 +67,8 @@ class Deliverer:
         status = self.status()
         if status is None:
             return
+        if offer is None:
+            self._forget(status.delivery)
         try:
             pending = machine.pending_release(self.paths)
             unfinished = pending is not None and pending.version == status.running
@@ -87,6 +89,12 @@ class Deliverer:
                 self.start()
         except NodeosError as error:
             self.console.tell(STEP, str(error))
+
+    def _forget(self, told: Delivery | None) -> None:
+        """An offer that was withdrawn is nobody's concern any more, unless it is being carried out."""
+        under_way = (DeliveryState.FETCHING, DeliveryState.INSTALLED)
+        if told is not None and not (told.boot_id == self.boot_id and told.state in under_way):
+            self.paths.delivery.unlink(missing_ok=True)
 
     def _is_due(self, offer: Offer) -> bool:
         if self.started is None or self.started[0] != offer.number:
@@ -128,6 +136,7 @@ def take(paths: Paths, offer_file: Path, console: Console, parts: Parts, *, boot
         apply(paths, directory, parts.gather, tell, rollback=offer.rollback, install=parts.install, ours=True)
     except RefusedError as error:
         report(DeliveryState.REFUSED, error.findings[:32])
+        shutil.rmtree(paths.download, ignore_errors=True)
         console.findings(STEP, f"{offer.version} is not installed", error.findings, error.hint or "")
         raise
     except UsageError as error:

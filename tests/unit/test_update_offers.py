@@ -256,6 +256,19 @@ def test_a_system_without_a_boot_partition_takes_nothing(stage: Stage) -> None:
     assert stage.started == []
 
 
+def test_a_withdrawn_offer_is_forgotten_unless_it_is_under_way(stage: Stage, tmp_path: Path) -> None:
+    deliverer = stage.deliverer
+    deliverer.consider(stage.offer)
+    deliverer.consider(None)
+    assert read_delivery(stage.node.paths.delivery) is not None, "it is being fetched"
+    stage.release = make_release(tmp_path / "foreign", "1.1", [b"x" * 32])
+    with pytest.raises(RefusedError):
+        stage.take()
+    assert not stage.node.paths.download.exists()
+    deliverer.consider(None)
+    assert read_delivery(stage.node.paths.delivery) is None
+
+
 def test_a_report_that_cant_be_read_counts_as_none(stage: Stage) -> None:
     stage.node.paths.delivery.write_bytes(b"{")
     assert read_delivery(stage.node.paths.delivery) is None
