@@ -38,7 +38,7 @@ from nodeos.core.run import run as run_program
 DATA_CENTER = "demo-dc"
 REWARD_TYPE = "dev"
 _GUEST_SEES_HOST = "10.0.2.2"
-_REPLICA_PORT = 8080
+REPLICA_PORT = 8080
 # Software emulation is slow, and a build machine may be busy: these are for what hangs, not for what is slow.
 _ENROL_SECONDS = 900.0
 _SERVE_SECONDS = 420.0
@@ -66,19 +66,16 @@ class Result:
 
 @dataclass(slots=True, kw_only=True)
 class Context:
-    """A demo under way: its folder and what the steps learned."""
+    """A demo under way: its folder and what the steps learned. ``work`` holds the keys."""
 
     source: Path
     work: Path
+    directory: Path
     steps: Steps
     result: Result
     registrar_port: int = 0
     replica_port: int = 0
     token_environment: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def directory(self) -> Path:
-        return self.work / "demo"
 
     def path(self, name: str) -> Path:
         return self.directory / name
@@ -117,7 +114,9 @@ class Context:
 def run(*, source: Path, work: Path, as_json: bool) -> Result:
     """Run the demo. What fails ends it, and stands in the result."""
     steps = Steps(7, as_json=as_json)
-    context = Context(source=source, work=work, steps=steps, result=Result(steps=steps.done))
+    context = Context(
+        source=source, work=work, directory=work / "demo", steps=steps, result=Result(steps=steps.done)
+    )
     try:
         with ExitStack() as stack:
             _run(context, stack)
@@ -136,7 +135,7 @@ def _run(context: Context, stack: ExitStack) -> None:
         facts["accelerator"] = choose_accelerator(context.path("probe"))
         step.notes.append(f"virtual machine by {facts['accelerator']}")
     machine = Machine(directory=context.path("machine"))
-    forward = {context.replica_port: _REPLICA_PORT}
+    forward = {context.replica_port: REPLICA_PORT}
     with switch_on(machine, accelerator=facts["accelerator"], forward=forward) as vm:
         with steps.step("First boot: state volume, identity, fingerprint, request") as step:
             first_boot(context, vm, step)
@@ -324,7 +323,7 @@ def wait_for_replica(context: Context, vm: Vm) -> float:
     """Wait until the replica answers on the node's HTTP port; the seconds since power-on."""
 
     def answers() -> bool:
-        return _answers_http(context.replica_port)
+        return answers_http(context.replica_port)
 
     vm.wait_until(answers, seconds=_SERVE_SECONDS, what="waiting for the replica")
     return time.monotonic() - vm.started
@@ -398,7 +397,8 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _answers_http(port: int) -> bool:
+def answers_http(port: int) -> bool:
+    """Whether a replica answers on this port of the loopback interface."""
     # QEMU accepts the connection before the guest listens: only an answer counts.
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=3) as link:
