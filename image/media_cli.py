@@ -12,7 +12,7 @@ from nodeos.cli import emit
 from nodeos.core.errors import UsageError
 from nodeos.core.files import read_file
 from nodeos.core.principal import Principal
-from nodeos.core.site import Network, SiteConfig
+from nodeos.core.site import MemoryPolicy, Network, SiteConfig
 
 
 @click.group()
@@ -39,6 +39,11 @@ def commands() -> None:
 @click.option(
     "--disk", metavar="SERIAL", help="Install on the disk with this serial. [default: the largest empty disk]"
 )
+@click.option(
+    "--memory-encryption", type=click.Choice([str(item) for item in MemoryPolicy]),
+    default=str(MemoryPolicy.REPORT), show_default=True,
+    help="What becomes of a machine whose memory is not seen to be encrypted: it is told, or refused.",
+)  # fmt: skip
 @click.option("--address", multiple=True, metavar="ADDRESS/PREFIX", help="A static address. [default: DHCP]")
 @click.option("--gateway", multiple=True, help="A gateway for static addresses.")
 @click.option("--dns", multiple=True, help="A name server for static addresses.")
@@ -54,6 +59,7 @@ def site(  # noqa: PLR0917 - click calls it by keyword
     operator_key: Path,
     reward_type: str,
     disk: str | None,
+    memory_encryption: str,
     address: tuple[str, ...],
     gateway: tuple[str, ...],
     dns: tuple[str, ...],
@@ -76,6 +82,7 @@ def site(  # noqa: PLR0917 - click calls it by keyword
         node_reward_type=reward_type,
         network=_network(address, gateway, dns),
         install_disk=disk,
+        memory_encryption=MemoryPolicy(memory_encryption),
     )
     # What the node would refuse is refused here, where it costs nothing.
     SiteConfig.parse(config.to_bytes(), "the site configuration")

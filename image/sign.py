@@ -18,6 +18,7 @@ from hsm.keys import parse_publics
 from image import assemble, authenticode, installer, measure, release_dir, secureboot, verity
 from image.assemble import compose
 from image.keys import KeySet, Pin
+from image.packages import require_locked
 from image.release_dir import ReleaseDir
 from image.unsigned import BOOTLOADER, UKI, Unsigned
 from nodeos.core import statepolicy
@@ -43,12 +44,17 @@ def sign(
     *,
     pin: Pin,
     pcr7: Sequence[AcceptedPcr7] = (),
+    allow_drift: bool = False,
 ) -> ReleaseDir:
     """Make the release ``out`` of a build, with ``out/signatures/``.
+
+    A build of other packages than the locked ones raises RefusedError, unless ``allow_drift``.
 
     ``pcr7`` are further values of PCR 7 (see ``read_pcr7``). An earlier release in ``out`` is replaced once the
     new one is whole. Raises UsageError; nothing is left of a release that could not be signed.
     """
+    if not allow_drift:
+        require_locked(unsigned.packages.read_bytes())
     with _fresh(out) as fresh:
         signatures = fresh / release_dir.SIGNATURES
         signatures.mkdir(parents=True)

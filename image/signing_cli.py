@@ -129,9 +129,19 @@ def rotate(  # noqa: PLR0917
     "--pcr7", type=_file, help="Further PCR 7 values to sign for: a JSON list of {name, sha256, sha384}."
 )
 @_pin_file
+@click.option(
+    "--allow-drift", is_flag=True,
+    help="Sign a build of other packages than the locked ones: for demonstrations, not for a network.",
+)  # fmt: skip
 @click.pass_context
 def sign(  # noqa: PLR0917
-    ctx: click.Context, unsigned: Path, keys_: Path, out: Path, pcr7: Path | None, pin_file: Path | None
+    ctx: click.Context,
+    unsigned: Path,
+    keys_: Path,
+    out: Path,
+    pcr7: Path | None,
+    allow_drift: bool,
+    pin_file: Path | None,
 ) -> None:
     """Sign the build in UNSIGNED: make the signatures and attach them.
 
@@ -145,7 +155,12 @@ def sign(  # noqa: PLR0917
     further = signing.read_pcr7(pcr7) if pcr7 else []
     click.echo("checking and signing the build", err=True)
     made = signing.sign(
-        Unsigned.read(unsigned), KeySet(directory=keys_), out, pin=_pin(pin_file), pcr7=further
+        Unsigned.read(unsigned),
+        KeySet(directory=keys_),
+        out,
+        pin=_pin(pin_file),
+        pcr7=further,
+        allow_drift=allow_drift,
     )
     emit(ctx, _summary(out, made.release), _words(out, made.release))
 

@@ -70,7 +70,7 @@ def verify(directory: Path, release_keys: Sequence[bytes], progress: Progress = 
 
 def check_files(directory: Path, release: Release, findings: _Findings) -> None:
     """The folder holds the artefacts as described, the manifest, ``signatures/`` with its files, nothing else."""
-    required = set(release_dir.ARTEFACTS) - {*release_dir.OPTIONAL, unsigned.SBOM}
+    required = set(release_dir.ARTEFACTS) - set(release_dir.OPTIONAL)
     for name in sorted(required - release.artefacts.keys()):
         findings.add("artefact.undescribed", f"the manifest describes no {name}")
     for name in sorted(release.artefacts.keys() - set(release_dir.ARTEFACTS)):

@@ -10,6 +10,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from nodeos.core.errors import NodeosError
+from nodeos.core.site import MemoryPolicy
+
 # arch/x86/mm/mem_encrypt.c and arch/x86/kernel/cpu/intel.c of the kernel, from 5.x to 6.12.
 _ACTIVE = (b"Memory Encryption Features active:", b"x86/tme: enabled by BIOS")
 _CAPABLE = frozenset({"sme", "sev", "sev_es", "sev_snp", "tme", "tdx_guest", "tdx_host_platform"})
@@ -30,6 +33,15 @@ def memory_encryption(
     if whole and flags is not None and not flags & _CAPABLE and not statuses:
         return "absent"
     return "unknown"
+
+
+def require(policy: MemoryPolicy, claim: str) -> None:
+    """Raises NodeosError if the site wants encrypted memory and the system doesn't see that it is."""
+    if policy is MemoryPolicy.REQUIRE and claim != "active":
+        raise NodeosError(
+            f"this site requires encrypted memory, and it is not seen to be encrypted here ({claim})",
+            hint="turn on memory encryption in the firmware's setup (AMD: SME or TSME), then restart",
+        )
 
 
 def _kernel_lines(path: Path) -> tuple[list[bytes], bool]:

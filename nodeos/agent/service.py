@@ -80,6 +80,8 @@ def prepare(config: Config, parts: Parts, console: Console, stop: Stop) -> Enrol
     """All steps before the registrar is asked."""
     console.know(boot_id=evidence.boot_id())
     signed, settings = check_site(config, console)
+    memory_encryption = memory.memory_encryption()
+    memory.require(settings.memory_encryption, memory_encryption)
     with parts.open_tpm() as tpm:
         apply_site(config, parts, console, tpm, (signed, settings))
         machine = identify(config, tpm, console, signed)
@@ -95,7 +97,7 @@ def prepare(config: Config, parts: Parts, console: Console, stop: Stop) -> Enrol
         keys=machine.keys,
         volume=protection,
         recovery=blob.to_bytes(),
-        memory_encryption=memory.memory_encryption(),
+        memory_encryption=memory_encryption,
         fingerprint=fingerprint,
         update=update_status(config),
     )
@@ -118,6 +120,7 @@ def prepare_recovery(config: Config, parts: Parts, console: Console, stop: Stop)
     """All steps of a locked boot before the registrar is asked. No keys are made or looked for."""
     console.know(boot_id=evidence.boot_id(), state="locked")
     signed, settings = check_site(config, console)
+    memory.require(settings.memory_encryption, memory.memory_encryption())
     report = volume.read_report(config.volume_report)
     with parts.open_tpm() as tpm:
         apply_site(config, parts, console, tpm, (signed, settings))

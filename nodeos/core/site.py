@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from enum import StrEnum
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256K1, SECP256R1, EllipticCurvePublicKey
@@ -32,6 +33,13 @@ class Network:
     dns: tuple[str, ...]
 
 
+class MemoryPolicy(StrEnum):
+    """What becomes of a machine whose memory is not seen to be encrypted: told, or refused."""
+
+    REPORT = "report"
+    REQUIRE = "require"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteConfig:
     """One data centre's settings. ``registrar_ca`` is the PEM certificate that signs the registrar's own.
@@ -49,6 +57,7 @@ class SiteConfig:
     network: Network | None = None
     install_disk: str | None = None
     """The serial of the disk that is installed on; None for the largest empty one."""
+    memory_encryption: MemoryPolicy = MemoryPolicy.REPORT
 
     def to_bytes(self) -> bytes:
         network = self.network
@@ -60,6 +69,7 @@ class SiteConfig:
                 "operator": str(self.operator),
                 "operator_key": b64(self.operator_key),
                 "node_reward_type": self.node_reward_type,
+                "memory_encryption": str(self.memory_encryption),
                 "network": None
                 if network is None
                 else {
@@ -95,12 +105,21 @@ class SiteConfig:
             node_reward_type=fields.text("node_reward_type", limit=16),
             network=network,
             install_disk=fields.text("install_disk", limit=128) if fields.has("install_disk") else None,
+            memory_encryption=_memory_policy(fields.text("memory_encryption", limit=16), what),
         )
         registrar.done()
         fields.done()
         if not config.registrar_url.startswith("https://"):
             raise ParseError(f"{what}.registrar.url: must begin with https://")
         return config
+
+
+def _memory_policy(text: str, what: str) -> MemoryPolicy:
+    try:
+        return MemoryPolicy(text)
+    except ValueError as error:
+        words = ", ".join(MemoryPolicy)
+        raise ParseError(f"{what}.memory_encryption: {text!r} is not one of {words}") from error
 
 
 def _operator_key(fields: Fields, what: str) -> bytes:

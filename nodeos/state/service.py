@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hsm.errors import TpmPolicyError
 from hsm.tpm import Tpm
 from nodeos.core.errors import NodeosError
 from nodeos.core.files import write_atomic
@@ -17,6 +18,8 @@ from nodeos.state.opening import open_volume
 from nodeos.state.site import read_site
 
 _TRIES, _SECONDS = 30, 2.0
+# What a release determines: images, Secure Boot, the UKI's sections, what was added to the UKI and to the root.
+_TOLD_PCRS = (4, 7, 11, 12, 13)
 
 
 def run(host: Host, tpm: Tpm, *, extra: Path, library: Path) -> StateReport:
@@ -26,7 +29,13 @@ def run(host: Host, tpm: Tpm, *, extra: Path, library: Path) -> StateReport:
     for name in (KEY_FILE, SIGNATURE_FILE):
         write_atomic(host.run / POLICY / name, (extra / name).read_bytes())
     places = find_places(host)
-    report = _decide(host, tpm, booted, places, library)
+    try:
+        report = _decide(host, tpm, booted, places, library)
+    except TpmPolicyError:
+        # Beside the release's predictions they tell what is another than it should be.
+        for pcr, value in tpm.read_pcrs(_TOLD_PCRS).items():
+            host.say(f"PCR {pcr} is {value.hex()}")
+        raise
     write_atomic(host.run / REPORT.name, report.to_bytes())
     if report.mode is Mode.LOCKED:
         write_atomic(host.run / LOCKED.name, report.reason.encode())

@@ -27,6 +27,7 @@ from provisioning.verify.policy import (
     Enrolled,
     check_firmware,
     check_identity,
+    check_memory,
     check_release,
     check_site,
     check_update,
@@ -282,5 +283,6 @@ def _statement(
     except ParseError as error:
         verdicts.append(verdict("fingerprint", [finding("fingerprint.form", error.message)]))
         return statement, None
+    verdicts.append(check_memory(expected.site_document, statement.memory_encryption))
     verdicts.append(check_fingerprint(report, expected.profile, statement.memory_encryption))
     return statement, report

@@ -15,6 +15,7 @@ from nodeos.core.errors import Finding
 from nodeos.core.protocol import NodeKeys, StateVolume, UpdateStatus
 from nodeos.core.release import BootPhase, Release
 from nodeos.core.site import PCR as SITE_PCR
+from nodeos.core.site import MemoryPolicy, SiteConfig
 from nodeos.core.statepolicy import POLICY_PCRS
 from nodeos.core.statereport import Mode
 from provisioning.verify.findings import Verdict, finding, verdict
@@ -82,6 +83,14 @@ def check_site(pcrs: Mapping[int, bytes], site_document: bytes) -> Verdict:
         "site",
         [_differs(index, pcrs[index], value) for index, value in expected.items() if pcrs[index] != value],
     )
+
+
+def check_memory(site_document: bytes, claimed: str) -> Verdict:
+    """Where the site requires encrypted memory, the node says that its memory is."""
+    refused = []
+    if SiteConfig.parse(site_document).memory_encryption is MemoryPolicy.REQUIRE and claimed != "active":
+        refused.append(finding("memory.encryption", f"found {claimed!r}, the site requires 'active'"))
+    return verdict("memory", refused)
 
 
 def _differs(index: int, found: bytes, expected: bytes) -> Finding:

@@ -22,6 +22,7 @@ from provisioning.verify.policy import (
     VOLUME_PCR,
     Enrolled,
     check_firmware,
+    check_memory,
     check_release,
     check_site,
 )
@@ -123,6 +124,7 @@ def _statement(
     except ParseError as error:
         verdicts.append(verdict("fingerprint", [finding("fingerprint.form", error.message)]))
         return statement
+    verdicts.append(check_memory(expected.site_document, statement.memory_encryption))
     verdicts.append(check_fingerprint(report, expected.profile, statement.memory_encryption))
     return statement
 

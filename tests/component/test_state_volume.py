@@ -237,8 +237,10 @@ def test_other_pcr(machine: StateMachine, soft_tpm: SoftTpm, pcr: int) -> None:
         machine.calls.clear()
         with powered(soft_tpm) as tpm:
             tpm.measure(pcr, b"other")
+            measured = tpm.read_pcrs([pcr])[pcr]
             with pytest.raises(TpmPcrError, match=f"Different: {pcr} "):
                 run(machine, tpm, extra=machine.extra, library=machine.library)
+        assert f"PCR {pcr} is {measured.hex()}" in machine.said
         assert_untouched(machine, before)
 
 

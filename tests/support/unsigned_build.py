@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from image import verity
@@ -27,8 +28,10 @@ def make_unsigned(
     sections: Mapping[str, bytes] | None = None,
     version: str = "1.2.3",
     security_version: int = 2,
+    drift: Sequence[str] = (),
 ) -> Unsigned:
-    """A build whose image carries ``pcr_key`` (PEM); ``sections`` replaces sections of the image."""
+    """A build whose image carries ``pcr_key`` (PEM); ``sections`` replaces sections of the image, and
+    ``drift`` says how its packages are not the locked ones."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "root.raw").write_bytes(random.Random(version).randbytes(BLOCKS * verity.BLOCK))
     salt = bytes(range(32))
@@ -48,7 +51,7 @@ def make_unsigned(
     }
     (directory / "nodeos.efi").write_bytes(make_pe({name: data for name, data in content.items() if data}))
     (directory / "boot.efi").write_bytes(BOOTLOADER)
-    (directory / "packages.json").write_text('{"packages":[]}')
+    (directory / "packages.json").write_text(json.dumps({"version": 1, "locked": not drift, "drift": drift}))
     (directory / "sbom.spdx.json").write_text("{}")
     names = ("root.raw", "verity.raw", "boot.efi", "nodeos.efi", "packages.json", "sbom.spdx.json")
     manifest = BuildManifest(

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from nodeos.agent.memory import memory_encryption
+from nodeos.agent.memory import memory_encryption, require
+from nodeos.core.errors import NodeosError
+from nodeos.core.site import MemoryPolicy
 
 PLAIN = "6,0,0,-;Linux version 6.12\n6,1,5,-;Command line: quiet\n"
 ACTIVE = "6,2,9,-;Memory Encryption Features active: AMD SME\n"
@@ -66,3 +68,12 @@ def test_an_unreadable_processor_or_a_register_that_says_no_is_unknown(tmp_path:
 
 def test_this_machine_gives_one_of_three_answers() -> None:
     assert memory_encryption() in ("active", "absent", "unknown")
+
+
+@pytest.mark.parametrize("claim", ["absent", "unknown"])
+def test_site_that_requires_encrypted_memory(claim: str) -> None:
+    require(MemoryPolicy.REQUIRE, "active")
+    require(MemoryPolicy.REPORT, claim)
+    with pytest.raises(NodeosError, match="requires encrypted memory") as caught:
+        require(MemoryPolicy.REQUIRE, claim)
+    assert "firmware" in (caught.value.hint or "")

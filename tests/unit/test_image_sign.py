@@ -368,3 +368,13 @@ def test_rotation_of_keys_over_two_updates(keys: KeySet, tmp_path: Path) -> None
     assert measure.pcr7_of_lists(lists, authority=old_db) not in update_2["pcr7"]  # type: ignore[operator]
     with pytest.raises(UsageError, match="isn't in db"):
         measure.pcr7_of_lists({name: item.data for name, item in done.items()}, authority=old_db)
+
+
+def test_packages_that_are_not_the_locked_ones(keys: KeySet, tmp_path: Path) -> None:
+    pcr_key = keys.public_file("pcr").read_bytes()
+    build = make_unsigned(tmp_path / "unsigned", pcr_key, drift=["libc6: locked 1, found 2"])
+    with pytest.raises(RefusedError) as caught:
+        sign(build, keys, tmp_path / "release", pin=no_pin)
+    assert [finding.code for finding in caught.value.findings] == ["packages.drift"]
+    assert not (tmp_path / "release").exists()
+    assert sign(build, keys, tmp_path / "release", pin=no_pin, allow_drift=True).release.version == "1.2.3"

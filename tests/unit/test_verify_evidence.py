@@ -25,6 +25,7 @@ from nodeos.core.protocol import (
     qualifying_data,
     secret_proof,
 )
+from nodeos.core.site import MemoryPolicy
 from nodeos.core.statereport import Mode
 from nodeos.core.wire import ParseError
 from provisioning.verify.der import parse_certificate
@@ -38,7 +39,7 @@ from provisioning.verify.evidence import (
     verify_request,
 )
 from provisioning.verify.findings import Result
-from provisioning.verify.policy import Enrolled
+from provisioning.verify.policy import Enrolled, check_memory
 from provisioning.verify.profile import load_profile
 from provisioning.verify.quote import Clock
 from tests.support import evidence as ev
@@ -118,6 +119,20 @@ def test_signed_document_that_is_no_site_configuration() -> None:
     assert refusal(request) == ["site.form"]
 
 
+@pytest.mark.parametrize(
+    ("policy", "claimed", "findings"),
+    [
+        (MemoryPolicy.REQUIRE, "active", []),
+        (MemoryPolicy.REQUIRE, "unknown", ["memory.encryption"]),
+        (MemoryPolicy.REQUIRE, "absent", ["memory.encryption"]),
+        (MemoryPolicy.REPORT, "absent", []),
+    ],
+)
+def test_memory_as_the_site_requires(policy: MemoryPolicy, claimed: str, findings: list[str]) -> None:
+    document = ev.site(memory_encryption=policy).to_bytes()
+    assert [item.code for item in check_memory(document, claimed).findings] == findings
+
+
 def test_all_request_findings_are_told() -> None:
     request = replace(ev.Machine().request(), ek_certificates=(), site_signature=bytes(64), ak_public=b"")
     assert set(refusal(request)) == {"ek.no_certificate", "site.signature", "ak.form"}
@@ -168,6 +183,7 @@ def test_honest_evidence_passes_every_check() -> None:
         "volume",
         "recovery",
         "identity",
+        "memory",
         "fingerprint",
         "possession",
     ]
