@@ -80,25 +80,29 @@ def changed_clone(config: Config) -> Iterator[Path]:
         shutil.rmtree(clone, ignore_errors=True)
 
 
-def signing(unsigned: Unsigned, keys: KeySet, scratch: Path, progress: Progress) -> dict[str, Any]:
-    """Sign by keys in files, attach the detached signatures, and check the release as who downloads it does."""
+def signing(
+    unsigned: Unsigned, keys: KeySet, release: Path, scratch: Path, progress: Progress
+) -> dict[str, Any]:
+    """Sign by keys in files, attach the detached signatures, and check the release as who downloads it does.
+
+    The signed release takes its place in ``release``: the other parts measure it.
+    """
     figures: dict[str, Any] = {}
-    first, second = scratch / "signed", scratch / "attached"
+    attached = scratch / "attached"
     try:
         progress("sign")
         with timed(figures, "sign_seconds"):
-            sign.sign(unsigned, keys, first, pin=_no_pin)
+            sign.sign(unsigned, keys, release, pin=_no_pin, allow_drift=True)
         progress("attach")
         with timed(figures, "attach_seconds"):
-            sign.attach(unsigned, first / release_dir.SIGNATURES, second)
+            sign.attach(unsigned, release / release_dir.SIGNATURES, attached)
         progress("verify")
-        trusted = parse_publics(keys.public_file("release").read_bytes(), "release key", hint="see --keys")
+        trusted = parse_publics(keys.public_file("release").read_bytes(), "release key", hint="see --work")
         with timed(figures, "verify_seconds"):
-            verify.verify(second, trusted)
-        same = (first / release_dir.MANIFEST).read_bytes() == (second / release_dir.MANIFEST).read_bytes()
+            verify.verify(attached, trusted)
+        same = (release / release_dir.MANIFEST).read_bytes() == (attached / release_dir.MANIFEST).read_bytes()
     finally:
-        for path in (first, second):
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     return {**figures, "attached_is_the_same": same}
 
 

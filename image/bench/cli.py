@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +37,9 @@ def bench(  # noqa: PLR0917 - click calls it by keyword
 ) -> None:  # fmt: skip
     """Measure the image: builds, signatures, sizes, writing, boots, memory. Needs root.
 
-    All parts take 20 minutes on two cores without KVM; each can be measured alone with --only, on its own day. The
-    figures are in WORK/bench/image.json, and with machine, date and commit in the section "Image" of the page.
+    All parts take 20 minutes on two cores without KVM; each can be measured alone with --only. What the
+    part "sign" signs is what the parts after it measure: else the release that lies in WORK. The figures are in
+    WORK/bench/image.json, and with machine, date and commit in the section "Image" of the page.
     """
     from image import builder
     from image.bench import page as document
@@ -60,60 +60,50 @@ def bench(  # noqa: PLR0917 - click calls it by keyword
     records = record.read(store)
     for part in chosen:
         with steps.step(f"Measure: {part}"):
-            for name, figures, load in _measure(part, config, boots, steps):
-                records[name] = _record(config, figures, load)
+            records.update(_measure(part, config, boots, steps))
             record.write(store, records)
     document.update(page, records)
     told = {name: item.to_json() for name, item in records.items()}
     emit(ctx, told, f"{page}: the section Image\nfigures as JSON: {store}")
 
 
-def _record(config: Config, figures: dict[str, Any], load: float) -> Record:
-    from image.bench import record
-    from image.builder import source_commit
-
-    return record.Record(
-        at=record.now(),
-        commit=source_commit(config.source),
-        machine=record.machine(),
-        load=load,
-        figures=figures,
-    )
-
-
-def _measure(part: str, config: Config, boots: int, steps: Steps) -> list[tuple[str, dict[str, Any], float]]:
-    """The records of a part: boots have one for each accelerator."""
+def _measure(part: str, config: Config, boots: int, steps: Steps) -> dict[str, Record]:
+    """The records of a part: boots have one for each accelerator. The commit is that of what was measured."""
     from image.bench import boot, build, disk, record
-    from image.builder import unsigned_directory
+    from image.builder import source_commit, unsigned_directory
     from image.keys import KeySet
     from image.release_dir import ReleaseDir
     from image.unsigned import Unsigned
     from image.vm import choose_accelerator
 
     keys, scratch, say = KeySet(directory=config.keys), config.work / "bench/scratch", steps.say
-    release = config.work / "image" / config.variant / "release"
+    directory = config.work / "image" / config.variant / "release"
     load = record.load()
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "cold": lambda: build.cold(config, say),
-        "build": lambda: build.warm(config, say),
-        "sign": lambda: build.signing(
-            Unsigned.read(unsigned_directory(config.work, config.variant)), keys, scratch, say
-        ),
-        "sizes": lambda: build.sizes(ReleaseDir.read(release), say),
-        "write": lambda: disk.measure(ReleaseDir.read(release), keys, scratch, say),
-    }
-    if part in parts:
-        return [(part, parts[part](), load)]
-    found = []
+
+    def kept(commit: str, figures: dict[str, Any]) -> Record:
+        return record.Record(
+            at=record.now(), commit=commit, machine=record.machine(), load=load, figures=figures
+        )
+
+    if part in ("cold", "build"):
+        measure = build.cold if part == "cold" else build.warm
+        return {part: kept(source_commit(config.source), measure(config, say))}
+    if part == "sign":
+        unsigned = Unsigned.read(unsigned_directory(config.work, config.variant))
+        return {
+            part: kept(unsigned.build.source_commit, build.signing(unsigned, keys, directory, scratch, say))
+        }
+    release = ReleaseDir.read(directory)
+    commit = release.release.source_commit
+    if part == "sizes":
+        return {part: kept(commit, build.sizes(release, say))}
+    if part == "write":
+        return {part: kept(commit, disk.measure(release, keys, scratch, say))}
+    found = {}
     for accelerator in dict.fromkeys(("tcg", choose_accelerator(config.work / "probe"))):
         say(f"boots by {accelerator}")
         figures = boot.measure(
-            config.source,
-            config.work,
-            ReleaseDir.read(release),
-            accelerator=accelerator,
-            boots=boots,
-            steps=steps,
+            config.source, config.work, release, accelerator=accelerator, boots=boots, steps=steps
         )
-        found.append((f"boot-{accelerator}", figures, load))
+        found[f"boot-{accelerator}"] = kept(commit, figures)
     return found
