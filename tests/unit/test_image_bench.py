@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from image.bench import page, record
 from image.bench.boot import MILESTONES, SIGNS, Watch
@@ -116,10 +115,3 @@ def test_the_kernels_start_is_reckoned_from_its_clock(
     assert watch.seen["state"][0] - watch.seen["kernel"][0] == pytest.approx(4.0)
     assert not watch.look(wanted="replica")
     assert "kernel" not in watch.figures()["processor_seconds"]
-
-
-def test_it_is_a_command() -> None:
-    from image.cli import commands
-
-    result = CliRunner().invoke(commands, ["bench", "--help"])
-    assert result.exit_code == 0 and "--only" in result.output
