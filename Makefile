@@ -1,12 +1,14 @@
 # make demo   the whole path: build, boot, attest, enrol, run a canister, reboot
-# make test   all tests: unit, component, image build, virtual machines
-# Both set up what is missing first.
+# make test   the tests: unit, component, image build, the demo, the most telling cases of the boot matrix
+# make test-boot     the whole boot matrix
+# make bench-image   the figures of docs/benchmarks.md, section "Image"
+# Each sets up what is missing first.
 
 PYTHON ?= python3
 NODEOS := .venv/bin/nodeos
 PYTEST := .venv/bin/python -m pytest
 
-.PHONY: setup demo test test-quick test-boot lint image lock clean
+.PHONY: setup demo test test-quick test-boot-core test-boot bench-image lint image lock clean
 
 setup:
 	@PYTHON=$(PYTHON) image/scripts/setup-host
@@ -15,13 +17,22 @@ demo: setup
 	@$(NODEOS) demo run
 
 # The quick part first: what it finds need not wait for an image.
-test: test-quick test-boot
+test: test-quick test-boot-core
 
 test-quick: setup
 	@$(PYTEST) tests/unit tests/component
 
+# Says at the end which cases it left to test-boot.
+test-boot-core: setup
+	@$(PYTEST) tests/image tests/vm -m "not matrix"
+
+# With the table of all cases at the end.
 test-boot: setup
 	@$(PYTEST) tests/image tests/vm
+
+# ONLY="--only sizes --only boot" measures some parts.
+bench-image: setup
+	@$(NODEOS) image bench $(ONLY)
 
 lint: setup
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from image import lock_cli, signing_cli
+from image.bench.cli import bench
 from nodeos import __version__
 from nodeos.cli import emit, wants_json
 from nodeos.core.files import read_file
@@ -31,6 +32,7 @@ def commands() -> None:
 signing_cli.register(commands)
 commands.add_command(lock_cli.lock)
 commands.add_command(lock_cli.pool)
+commands.add_command(bench)
 
 work_option = click.option(
     "--work", type=click.Path(path_type=Path), default=SOURCE / "build", show_default="build",

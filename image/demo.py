@@ -39,7 +39,7 @@ from nodeos.core.run import run as run_program
 DATA_CENTER = "demo-dc"
 REWARD_TYPE = "dev"
 _GUEST_SEES_HOST = "10.0.2.2"
-_REPLICA_PORT = 8080
+REPLICA_PORT = 8080
 # Of those that nodes reach with each other, and one (LLMNR) that systemd may open by itself: closed to us.
 _CLOSED_PORTS = (22, 2497, 4100, 5355)
 _PROBE_SECONDS = 8.0
@@ -70,20 +70,17 @@ class Result:
 
 @dataclass(slots=True, kw_only=True)
 class Context:
-    """A demo under way: its folder and what the steps learned."""
+    """A demo under way: its folder and what the steps learned. ``work`` holds the keys."""
 
     source: Path
     work: Path
+    directory: Path
     steps: Steps
     result: Result
     registrar_port: int = 0
     replica_port: int = 0
     closed_ports: dict[int, int] = field(default_factory=dict)
     token_environment: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def directory(self) -> Path:
-        return self.work / "demo"
 
     def path(self, name: str) -> Path:
         return self.directory / name
@@ -122,7 +119,9 @@ class Context:
 def run(*, source: Path, work: Path, as_json: bool) -> Result:
     """Run the demo. What fails ends it, and stands in the result."""
     steps = Steps(7, as_json=as_json)
-    context = Context(source=source, work=work, steps=steps, result=Result(steps=steps.done))
+    context = Context(
+        source=source, work=work, directory=work / "demo", steps=steps, result=Result(steps=steps.done)
+    )
     try:
         with ExitStack() as stack:
             _run(context, stack)
@@ -141,7 +140,7 @@ def _run(context: Context, stack: ExitStack) -> None:
         facts["accelerator"] = choose_accelerator(context.path("probe"))
         step.notes.append(f"virtual machine by {facts['accelerator']}")
     machine = Machine(directory=context.path("machine"))
-    forward = {context.replica_port: _REPLICA_PORT, **context.closed_ports}
+    forward = {context.replica_port: REPLICA_PORT, **context.closed_ports}
     with switch_on(machine, accelerator=facts["accelerator"], forward=forward) as vm:
         with steps.step("First boot: state volume, identity, fingerprint, request") as step:
             first_boot(context, vm, step)
@@ -291,7 +290,7 @@ def first_boot(context: Context, vm: Vm, step: Step) -> None:
     seconds = time.monotonic() - vm.started
     if found["state"] != "pending":
         raise NodeosError(f"the registrar refused the machine: {json.dumps(found.get('findings'))}")
-    check_ports(context, "before_induction", dict.fromkeys((_REPLICA_PORT, *_CLOSED_PORTS), "silent"))
+    check_ports(context, "before_induction", dict.fromkeys((REPLICA_PORT, *_CLOSED_PORTS), "silent"))
     context.result.facts["machine"] = found["machine"]
     context.result.facts["power_on_to_verified_seconds"] = round(seconds, 1)
     step.notes.append(f"machine {found['machine']}")
@@ -333,7 +332,7 @@ def wait_for_replica(context: Context, vm: Vm) -> float:
     """Wait until the replica answers on the node's HTTP port; the seconds since power-on."""
 
     def answers() -> bool:
-        return _answers_http(context.replica_port)
+        return answers_http(context.replica_port)
 
     vm.wait_until(answers, seconds=_SERVE_SECONDS, what="waiting for the replica")
     return time.monotonic() - vm.started
@@ -343,9 +342,9 @@ def run_canister(context: Context, vm: Vm, step: Step) -> None:
     """Step 5: install a counter, increment it twice, read it."""
     context.steps.say("waiting for the replica")
     wait_for_replica(context, vm)
-    check_ports(context, "inducted", {_REPLICA_PORT: "answers", **dict.fromkeys(_CLOSED_PORTS, "silent")})
+    check_ports(context, "inducted", {REPLICA_PORT: "answers", **dict.fromkeys(_CLOSED_PORTS, "silent")})
     step.notes.append(
-        f"port {_REPLICA_PORT} open to {_GUEST_SEES_HOST} since the induction, all others closed"
+        f"port {REPLICA_PORT} open to {_GUEST_SEES_HOST} since the induction, all others closed"
     )
     context.steps.say("installing the counter")
     canister = context.canister("create")["canister"]
@@ -413,7 +412,7 @@ def _listens(port: int) -> bool:
 
 def check_ports(context: Context, when: str, expected: dict[int, str]) -> None:
     """Look at the node's ports from outside, and keep what was found. Raises NodeosError for another answer."""
-    forwarded = {_REPLICA_PORT: context.replica_port}
+    forwarded = {REPLICA_PORT: context.replica_port}
     forwarded |= {guest: host for host, guest in context.closed_ports.items()}
     with ThreadPoolExecutor(len(expected)) as pool:
         found = dict(zip(expected, pool.map(lambda port: probe(forwarded[port]), expected), strict=True))
@@ -438,5 +437,6 @@ def probe(port: int, *, seconds: float = _PROBE_SECONDS) -> str:
         return "refused"
 
 
-def _answers_http(port: int) -> bool:
+def answers_http(port: int) -> bool:
+    """Whether a replica answers on this port of the loopback interface."""
     return probe(port, seconds=3) == "answers"

@@ -1,4 +1,7 @@
-"""Enough of QEMU's machine protocol to press a virtual machine's power button (QMP, docs/interop/qmp-spec)."""
+"""Enough of QEMU's machine protocol to press a virtual machine's power button, or to ask for its figures.
+
+QMP: docs/interop/qmp-spec in QEMU's source.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from nodeos.core.errors import ToolError
 
 
-def execute(path: Path, command: str) -> None:
-    """Run one command without arguments on the QMP socket at ``path``.
+def execute(path: Path, command: str, arguments: dict[str, Any] | None = None) -> Any:
+    """Run one command on the QMP socket at ``path``, and return its answer.
 
     Raises ToolError if QEMU refuses it or isn't there.
     """
@@ -22,18 +26,19 @@ def execute(path: Path, command: str) -> None:
             link.connect(str(path))
             lines = link.makefile("rb")
             lines.readline()
-            for step in ("qmp_capabilities", command):
-                link.sendall(json.dumps({"execute": step}).encode() + b"\n")
-                _answer(lines.readline, step)
+            for step, values in (("qmp_capabilities", {}), (command, arguments or {})):
+                link.sendall(json.dumps({"execute": step, "arguments": values}).encode() + b"\n")
+                answer = _answer(lines.readline, step)
+            return answer
         except (OSError, ValueError) as error:
             raise ToolError(f"the virtual machine does not answer: {error}") from error
 
 
-def _answer(readline: Callable[[], bytes], step: str) -> None:
+def _answer(readline: Callable[[], bytes], step: str) -> Any:
     while line := readline():
         message = json.loads(line)
         if "error" in message:
             raise ToolError(f"the virtual machine refused {step}: {message['error'].get('desc', '?')}")
         if "return" in message:
-            return
+            return message["return"]
     raise ToolError(f"the virtual machine closed the line at {step}")

@@ -8,7 +8,6 @@ key; the public halves of the keys are inside the root and the unified kernel im
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from nodeos.core.errors import UsageError
 from nodeos.core.files import read_file
 from nodeos.core.release import Artefact, Variant
-from nodeos.core.wire import Fields, ParseError, canonical_json, parse_json
+from nodeos.core.wire import Fields, ParseError, canonical_json, parse_json, parse_toml
 
 ROOT, VERITY, BOOTLOADER, UKI = "root.raw", "verity.raw", "boot.efi", "nodeos.efi"
 PACKAGES, SBOM, BUILD = "packages.json", "sbom.spdx.json", "build.json"
@@ -35,11 +34,7 @@ class Rollback:
     @classmethod
     def parse(cls, data: bytes, what: str = "release.toml") -> Rollback:
         """Raises ParseError. A floor above the release's own version would lock out the release that raises it."""
-        try:
-            value = tomllib.loads(data.decode())
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ParseError(f"{what}: not TOML: {error}") from error
-        fields = Fields(value, what)
+        fields = parse_toml(data, what)
         rollback = cls.of(fields)
         fields.done()
         return rollback

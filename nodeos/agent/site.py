@@ -9,48 +9,26 @@ from pathlib import Path
 
 from nodeos.agent.device import TpmDevice
 from nodeos.core.errors import NodeosError, UsageError
-from nodeos.core.files import read_file, write_atomic
+from nodeos.core.files import write_atomic
 from nodeos.core.site import PCR, Network, SignedSite, SiteConfig
+from nodeos.core.sitefiles import read_site
 from nodeos.core.wire import ParseError
 
 NETWORK_FILE = "10-nodeos.network"
 _REMAKE = "make the medium again with `nodeos media make`"
-_SIGNATURE_BYTES = 64
 
 
 def load_site(esp: Path, site_key: Path) -> tuple[SignedSite, SiteConfig]:
-    """Read ``site.json`` and ``site.sig`` (64 raw bytes) below ``esp`` and verify them.
+    """``site.json`` and ``site.sig`` below ``esp``, verified.
 
     Raises UsageError for what is missing or misshapen, RefusedError for a foreign signature.
     """
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
     if not esp.is_dir():
         raise UsageError(
             f"{esp} is not there: the EFI system partition is not mounted, or holds no site configuration",
             hint=f"{_REMAKE} and write it to the disk",
         )
-    try:
-        document = read_file(esp / "site.json", "site configuration", limit=1 << 16)
-        signature = read_file(esp / "site.sig", "site signature", limit=1 << 10)
-    except UsageError as error:
-        raise UsageError(error.message, hint=_REMAKE) from error
-    if len(signature) != _SIGNATURE_BYTES:
-        raise UsageError(
-            f"site signature {esp / 'site.sig'}: {len(signature)} bytes, expected {_SIGNATURE_BYTES}",
-            hint=_REMAKE,
-        )
-    try:
-        key = load_pem_public_key(read_file(site_key, "site key", limit=1 << 12))
-    except ValueError as error:
-        raise UsageError(
-            f"site key {site_key}: not a public key in PEM", hint="the image is damaged: write it again"
-        ) from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise UsageError(f"site key {site_key}: not an Ed25519 key", hint="build the image again")
-    signed = SignedSite(document=document, signature=signature)
-    return signed, signed.verify(key)
+    return read_site(esp, site_key, hint=_REMAKE)
 
 
 def measure_site(tpm: TpmDevice, site: SignedSite) -> bool:

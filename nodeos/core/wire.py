@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import tomllib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -57,6 +56,8 @@ def parse_json(data: bytes, what: str, *, limit: int = 1 << 20) -> Fields:
 
 def parse_toml(data: bytes, what: str, *, limit: int = 1 << 16) -> Fields:
     """Parse a TOML document of at most ``limit`` bytes. ``what`` names it in errors."""
+    import tomllib
+
     if len(data) > limit:
         raise ParseError(f"{what}: {len(data)} bytes, at most {limit} are allowed")
     try:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from hsm.keys import public_der
 from nodeos.core.errors import NodeosError, UsageError
 from nodeos.core.files import read_file
+from nodeos.core.pem import parse_public_keys
 from nodeos.core.statepolicy import HIGHEST_VERSION, PolicySignatures
-from nodeos.core.wire import Fields, ParseError
+from nodeos.core.wire import ParseError, parse_toml
 
 # Where systemd-stub puts the sections .pcrpkey and .pcrsig of the UKI (systemd-stub(7)).
 KEY_FILE, SIGNATURE_FILE = "tpm2-pcr-public-key.pem", "tpm2-pcr-signature.json"
@@ -23,7 +21,6 @@ KEY_FILE, SIGNATURE_FILE = "tpm2-pcr-public-key.pem", "tpm2-pcr-signature.json"
 POLICY = "policy"
 LIBRARY = Path("/usr/lib/nodeos")
 RELEASE_FILE = "release.toml"
-_PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----\n?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +67,7 @@ def read_booted(extra: Path, library: Path) -> Booted:
 
 def _policy_keys(data: bytes) -> tuple[ec.EllipticCurvePublicKey, ...]:
     keys = []
-    for pem in _PEM.findall(data.rstrip(b"\0")):
-        try:
-            key = load_pem_public_key(pem)
-        except ValueError as error:
-            raise ParseError(f"{KEY_FILE}: not a public key in PEM") from error
+    for key in parse_public_keys(data, KEY_FILE):
         if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
             raise ParseError(f"{KEY_FILE}: a policy key is on the curve P-256")
         keys.append(key)
@@ -84,11 +77,7 @@ def _policy_keys(data: bytes) -> tuple[ec.EllipticCurvePublicKey, ...]:
 
 
 def _versions(data: bytes) -> tuple[int, int]:
-    try:
-        value = tomllib.loads(data.decode())
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ParseError(f"{RELEASE_FILE}: not TOML: {error}") from error
-    fields = Fields(value, RELEASE_FILE)
+    fields = parse_toml(data, RELEASE_FILE)
     security = fields.integer("security_version", low=1, high=HIGHEST_VERSION)
     floor = fields.integer("rollback_floor", low=0, high=security)
     return security, floor

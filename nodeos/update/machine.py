@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Protocol
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from nodeos.core.efilists import EFI_GLOBAL
 from nodeos.core.errors import NodeosError, UsageError
 from nodeos.core.files import read_file
+from nodeos.core.pem import parse_public_keys
 from nodeos.core.release import Release, Variant, parse_variant
 from nodeos.core.statereport import REPORT, StateReport
 from nodeos.update.candidate import LOADER, RELEASE, read_image, read_release
@@ -25,7 +26,6 @@ from nodeos.update.variables import EFIVARS, read_lists, read_variable
 LOADER_VENDOR = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 # Where a firmware and where systemd-boot's own entry look for the boot loader.
 LOADERS = (Path("EFI/BOOT/BOOTX64.EFI"), Path("EFI/systemd/systemd-bootx64.efi"))
-_BEGIN = b"-----BEGIN PUBLIC KEY-----"
 
 
 class Tpm(Protocol):
@@ -106,13 +106,7 @@ def running_variant(paths: Paths) -> Variant:
 def trusted_release_keys(paths: Paths) -> tuple[bytes, ...]:
     """The DER of each key in the image's release.pub.pem: the current one, and perhaps the next."""
     pem = read_file(paths.release_key, "release key", limit=1 << 16)
-    blocks = [_BEGIN + block for block in pem.split(_BEGIN)[1:]]
-    try:
-        keys = [load_pem_public_key(block) for block in blocks]
-    except ValueError as error:
-        raise UsageError(f"release key {paths.release_key}: can't be read") from error
-    if not keys:
-        raise UsageError(f"release key {paths.release_key}: holds no public key")
+    keys = parse_public_keys(pem, f"release key {paths.release_key}")
     return tuple(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for key in keys)
 
 

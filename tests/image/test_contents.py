@@ -211,6 +211,12 @@ def test_no_login_on_any_console(release_image: Image, unit: str) -> None:
     assert str(link.readlink()) == "/dev/null"
 
 
+def test_no_unit_is_made_of_what_the_command_line_or_a_file_says(release_image: Image) -> None:
+    """Generators make units before anything is checked; these four find the root, the ESP and the TPM."""
+    found = {path.name for path in (release_image.root / "usr/lib/systemd/system-generators").iterdir()}
+    assert found == {f"systemd-{name}-generator" for name in ("fstab", "gpt-auto", "tpm2", "veritysetup")}
+
+
 @pytest.mark.parametrize("unit", ["emergency.service", "rescue.service"])
 def test_no_shell_where_the_system_cannot_start(release_image: Image, unit: str) -> None:
     text = (release_image.root / f"etc/systemd/system/{unit}.d/no-shell.conf").read_text()

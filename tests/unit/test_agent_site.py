@@ -63,6 +63,18 @@ def test_a_signature_of_another_length_is_told(config: Config, length: int) -> N
         load_site(config.esp, config.site_key)
 
 
+def test_during_a_change_of_keys_either_key_will_do(config: Config, site: Site) -> None:
+    own = config.site_key.read_bytes()
+    other = Ed25519PrivateKey.generate().public_key()
+    next_key = other.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    for keys in (own + next_key, next_key + own):
+        config.site_key.write_bytes(keys)
+        assert load_site(config.esp, config.site_key)[1] == site.config
+    config.site_key.write_bytes(next_key)
+    with pytest.raises(RefusedError):
+        load_site(config.esp, config.site_key)
+
+
 def test_a_damaged_site_key_is_told(config: Config) -> None:
     config.site_key.write_bytes(b"nonsense")
     with pytest.raises(UsageError, match="not a public key in PEM"):

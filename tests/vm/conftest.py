@@ -99,4 +99,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"{case:<{width}}  {seconds:5.0f} s  {words[:110]}")
     left = [item.name for item in terminalreporter.stats.get("deselected", ()) if "vm" in item.keywords]
     if left:
-        terminalreporter.write_line(f"left out of the boot matrix: {', '.join(sorted(left))}")
+        names = ", ".join(sorted(name.removeprefix("test_") for name in left))
+        terminalreporter.write_line(
+            f"left to `make test-boot`, {len(left)} cases of the boot matrix: {names}"
+        )

@@ -32,6 +32,7 @@ def built(demo: Demo) -> ReleaseDir:
     return ReleaseDir.read(WORK / "image/release/release")
 
 
+@pytest.mark.matrix
 def test_replayed_pcr_11_without_secure_boot(
     stolen: Machine, built: ReleaseDir, accelerator: str, tmp_path: Path
 ) -> None:
@@ -80,6 +81,7 @@ def test_another_system_that_is_validly_signed(
     assert verdict.errors, "the TPM must have refused, not the attack have failed"
 
 
+@pytest.mark.matrix
 def test_a_kernel_signed_by_itself_would_open_it(
     stolen: Machine, built: ReleaseDir, accelerator: str, tmp_path: Path
 ) -> None:
@@ -110,6 +112,7 @@ def test_a_kernel_signed_by_itself_would_open_it(
     assert verdict.opened
 
 
+@pytest.mark.matrix
 def test_foreign_data_are_left_alone(stolen: Machine, accelerator: str) -> None:
     """A state partition with somebody's file system is not made into a volume, and the node does not start."""
     part = layout.state(table_of(stolen.disk))
