@@ -14,12 +14,8 @@ from hypothesis import strategies as st
 
 from nodeos.core.wire import ParseError
 from provisioning.verify.celog import parse_measure_log
-from provisioning.verify.eventlog import (
-    check_events,
-    check_replay,
-    parse_event_log,
-    replay,
-)
+from provisioning.verify.eventchecks import check_events, check_replay
+from provisioning.verify.eventlog import parse_event_log, replay
 from provisioning.verify.evidence import REPLAYED_PCRS
 from provisioning.verify.tpm import DIGEST_NAMES, Alg
 from tests.support import evidence as ev
