@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from provisioning.verify.eventlog import Event
     from provisioning.verify.replayed import Replayed
 
-_file = click.Path(path_type=Path, dir_okay=False, allow_dash=False)
+# A folder is told like any other file that is no log, with the code 1.
+_file = click.Path(path_type=Path)
 
 
 @click.group()
@@ -67,7 +68,7 @@ def replay(ctx: click.Context, log: Path, cel: Path | None, expect: Path | None,
         raise NodeosError(error.message, hint=error.hint) from error
     notes = [*replayed.notes, *_cut(cel)]
     emit(ctx, _value(replayed, notes), _table(replayed, notes))
-    _refuse(ctx, log, replayed.findings)
+    _refuse(ctx, log, replayed.findings, compared=expect is not None)
 
 
 def _read(path: Path, what: str) -> bytes:
@@ -162,7 +163,7 @@ def _table(replayed: Replayed, notes: list[str]) -> str:
     return plain("\n".join(lines))
 
 
-def _refuse(ctx: click.Context, log: Path, findings: tuple[Finding, ...]) -> None:
+def _refuse(ctx: click.Context, log: Path, findings: tuple[Finding, ...], *, compared: bool) -> None:
     """Exit with 3 if there is any finding. The result is printed already; under --json the findings are in it."""
     from nodeos.cli import wants_json
     from nodeos.core.errors import RefusedError
@@ -171,7 +172,8 @@ def _refuse(ctx: click.Context, log: Path, findings: tuple[Finding, ...]) -> Non
         return
     if wants_json(ctx):
         ctx.exit(RefusedError.exit_code)
-    raise RefusedError(f"{log}: the log is refused", findings, hint="each line names the PCR and the event")
+    hint = "with --pcrs only those are compared that the logs cover" if compared else None
+    raise RefusedError(f"{log}: the log is refused", findings, hint=hint)
 
 
 _CHIPS = "provisioning.cli_attest_chips"

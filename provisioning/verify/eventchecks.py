@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 from nodeos.core.errors import Finding
 from provisioning.verify.celog import PHASE
@@ -18,19 +19,20 @@ _TOLD = 16
 def check_events(log: EventLog, more: Sequence[Event] = ()) -> tuple[Finding, ...]:
     """Events whose data is what was measured, and whose digest is another: the log was changed. And the
     firmware's own word that it failed."""
-    wrong, failed = [], []
-    for event in (*log.events, *more):
-        if is_error(event):
-            failed.append(
-                finding(
-                    "eventlog.separator",
-                    f"PCR {event.pcr}, {event.words}: the firmware failed here, and says of it: "
-                    f"found {event.data[:32].hex() or 'nothing'}, expected a separator of 0 or 0xffffffff",
-                )
-            )
-        elif must_match(event) and measured(event) is None:
-            wrong += _differences(event)
+    events = (*log.events, *more)
+    wrong = (
+        one for event in events if must_match(event) and not is_error(event) for one in _differences(event)
+    )
+    failed = (_failure(event) for event in events if is_error(event))
     return (*_bounded("eventlog.digest", wrong), *_bounded("eventlog.separator", failed))
+
+
+def _failure(event: Event) -> Finding:
+    return finding(
+        "eventlog.separator",
+        f"PCR {event.pcr}, {event.words}: the firmware failed here, and says of it: "
+        f"found {event.data[:32].hex() or 'nothing'}, expected a separator of 0 or 0xffffffff",
+    )
 
 
 def must_match(event: Event) -> bool:
@@ -40,8 +42,9 @@ def must_match(event: Event) -> bool:
     return event.extends and event.kind in DATA_IS_MEASURED
 
 
-def _differences(event: Event) -> list[Finding]:
-    found = []
+def _differences(event: Event) -> Iterator[Finding]:
+    if measured(event) is not None:
+        return
     for alg, value in event.digests.items():
         hashed = hasher(alg)
         if hashed is None:
@@ -49,14 +52,16 @@ def _differences(event: Event) -> list[Finding]:
         expected = hashed(event.data)
         if value != expected:
             words = f"{bank_name(alg)} found {value.hex()}, expected {expected.hex()}"
-            found.append(finding("eventlog.digest", f"PCR {event.pcr}, {event.words}: {words}"))
-    return found
+            yield finding("eventlog.digest", f"PCR {event.pcr}, {event.words}: {words}")
 
 
-def _bounded(code: str, found: list[Finding]) -> tuple[Finding, ...]:
-    if len(found) <= _TOLD:
-        return tuple(found)
-    return (*found[:_TOLD], finding(code, f"and {len(found) - _TOLD} more of this kind"))
+def _bounded(code: str, found: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The first of them, and how many more: none of those is kept."""
+    every = iter(found)
+    told = list(islice(every, _TOLD))
+    if more := sum(1 for _ in every):
+        told.append(finding(code, f"and {more} more of this kind"))
+    return tuple(told)
 
 
 def check_replay(
@@ -106,7 +111,7 @@ def check_unlogged(log: EventLog, more: Sequence[Event], unlogged: Mapping[int, 
 
     ``unlogged``: what alone belongs into the PCR. The value itself is for the policy to judge.
     """
-    found = [
+    found = (
         finding(
             "eventlog.unexpected",
             f"PCR {event.pcr}, {event.words}: found {describe(event)!r}, "
@@ -114,5 +119,5 @@ def check_unlogged(log: EventLog, more: Sequence[Event], unlogged: Mapping[int, 
         )
         for event in (*log.events, *more)
         if event.extends and event.pcr in unlogged
-    ]
+    )
     return _bounded("eventlog.unexpected", found)

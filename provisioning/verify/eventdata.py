@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 
 from nodeos.core.devicepath import path_words
 from nodeos.core.wire import ParseError
@@ -66,11 +67,16 @@ def is_error(event: Event) -> bool:
     """
     if not event.extends or event.pcr > 7 or not event.digests:
         return False
-    hits = [hashed(ERROR) == value for alg, value in event.digests.items() if (hashed := hasher(alg))]
-    if not any(hits):
+    if not any(_error_digest(alg) == value for alg, value in event.digests.items()):
         return False
     variable = event.kind in (EV_EFI_VARIABLE_BOOT, EV_EFI_VARIABLE_BOOT2)
     return not (variable and event.pcr == 1 and measured(event) == ERROR)
+
+
+@cache
+def _error_digest(alg: int) -> bytes | None:
+    hashed = hasher(alg)
+    return None if hashed is None else hashed(ERROR)
 
 
 def _parts(event: Event) -> Iterator[bytes]:

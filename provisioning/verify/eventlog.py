@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from nodeos.core.wire import ParseError
 from provisioning.verify.reader import Reader
@@ -121,6 +122,7 @@ def bank_name(alg: int) -> str:
     return BANKS[alg][0] if alg in BANKS else f"{alg:#06x}"
 
 
+@cache
 def hasher(alg: int) -> Callable[[bytes], bytes] | None:
     """The hash of a bank, or None if this program can't compute it."""
     if alg not in BANKS:
@@ -128,7 +130,14 @@ def hasher(alg: int) -> Callable[[bytes], bytes] | None:
     name = _HASHLIB.get(BANKS[alg][0], BANKS[alg][0])
     if name not in hashlib.algorithms_available:
         return None
-    return lambda data: hashlib.new(name, data, usedforsecurity=False).digest()
+    empty = hashlib.new(name, usedforsecurity=False)
+
+    def hashed(data: bytes) -> bytes:
+        one = empty.copy()  # half the time of making it by name
+        one.update(data)
+        return one.digest()
+
+    return hashed
 
 
 def parse_event_log(data: bytes) -> EventLog:
@@ -145,7 +154,8 @@ def parse_event_log(data: bytes) -> EventLog:
     first = _old_event(reader, 0)
     sizes: dict[int, int] | None = None
     if not first.extends and first.data.startswith(_SPEC_ID):
-        sizes = _spec_id(first.data)
+        sizes, uncounted = _spec_id(first.data)
+        reader.take(uncounted)
     events = [first]
     while reader.left and reader.offset < end:
         if len(events) >= MAX_EVENTS:
@@ -191,8 +201,11 @@ def _event(reader: Reader, number: int, sizes: Mapping[int, int]) -> Event:
     return Event(number=number, pcr=pcr, kind=kind, digests=digests, data=data, name=name)
 
 
-def _spec_id(data: bytes) -> dict[int, int]:
-    """TCG_EfiSpecIDEvent: digest sizes by algorithm. Of one not known here the size is all that counts."""
+def _spec_id(data: bytes) -> tuple[dict[int, int], int]:
+    """TCG_EfiSpecIDEvent: digest sizes by algorithm. Of one not known here the size is all that counts.
+
+    The second is how many bytes of the maker's own note the event's size does not count: they follow it.
+    """
     reader = Reader(data, "firmware log header", order="little")
     reader.take(16 + 4 + 4)  # signature, platform class, version, errata, size of UINTN
     count = reader.u32()
@@ -204,30 +217,30 @@ def _spec_id(data: bytes) -> dict[int, int]:
         if alg in sizes or not 1 <= size <= _MAX_DIGEST or (alg in BANKS and size != BANKS[alg][1]):
             raise reader.fail(f"wrong digest size {size} of algorithm {alg:#06x}, or it stands twice")
         sizes[alg] = size
-    reader.take(reader.u8())
+    note = reader.u8()
+    inside = min(note, reader.left)
+    reader.take(inside)
     reader.done()
-    return sizes
+    return sizes, note - inside
 
 
 def _locality(events: Iterable[Event]) -> int:
     """The locality of TPM2_Startup: PCR 0 starts with it (Firmware Profile, 10.4.5.3).
 
-    Raises ParseError if two events differ, or if the first comes after PCR 0 was extended.
+    It counts wherever it stands: PCR 0 tells if it is true. Raises ParseError if two events differ.
     """
     found: int | None = None
-    extended = False
     for event in events:
-        if event.extends:
-            extended = extended or event.pcr == 0
-        elif event.pcr == 0 and event.data.startswith(_LOCALITY):
-            if len(event.data) != len(_LOCALITY) + 1 or event.data[-1] not in (0, 3, 4):
-                raise ParseError(f"firmware log: {event.words}: wrong start-up locality")
-            if found not in (None, event.data[-1]) or (found is None and extended):
-                raise ParseError(
-                    f"firmware log: {event.words}: the start-up locality {event.data[-1]} comes after PCR 0 was "
-                    "extended, or contradicts an earlier one"
-                )
-            found = event.data[-1]
+        if event.extends or event.pcr != 0 or not event.data.startswith(_LOCALITY):
+            continue
+        if len(event.data) != len(_LOCALITY) + 1 or event.data[-1] not in (0, 3, 4):
+            raise ParseError(f"firmware log: {event.words}: wrong start-up locality")
+        if found not in (None, event.data[-1]):
+            raise ParseError(
+                f"firmware log: {event.words}: found the start-up locality {event.data[-1]}, "
+                f"expected {found} as before"
+            )
+        found = event.data[-1]
     return found or 0
 
 
