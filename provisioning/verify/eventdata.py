@@ -8,6 +8,7 @@ Who decides on data asks ``measured`` for it. Source: TCG PC Client Platform Fir
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
@@ -34,6 +35,8 @@ VARIABLES = (
     EV_EFI_VARIABLE_AUTHORITY,
 )
 _IMAGES = (0x80000003, 0x80000004, 0x80000005)
+_PARTITIONS = (0x80000006, 0x8000000D)
+_LOAD_OPTION = re.compile("Boot[0-9A-F]{4}")
 _BLOBS = (0x00000001, 0x80000008)
 _TEXTS = (EV_EFI_ACTION, 0x00000005, EV_IPL, 0x0000000C, 0x00000012)
 # Their data is what was hashed, by the standard; a digest of something else means that the log was changed.
@@ -143,6 +146,10 @@ def _words(event: Event) -> str:
     elif kind == EV_EVENT_TAG:
         number, content = _tag(data)
         words = f"{number:#010x} {text(content) or content[:16].hex()}"
+    elif kind in _PARTITIONS:
+        reader = Reader(data, "partition table", order="little")
+        reader.take(92)
+        words = f"partition table of {reader.u64()} partitions"
     elif kind in _BLOBS and len(data) == 16:
         start, size = int.from_bytes(data[:8], "little"), int.from_bytes(data[8:], "little")
         words = f"{size} bytes at {start:#x}"
@@ -168,6 +175,10 @@ def _variable_words(data: bytes) -> str:
         return f"{name} " + ", ".join(f"{one:04X}" for one in order)
     if len(content) == 1:
         return f"{name} {content[0]}"
+    if _LOAD_OPTION.fullmatch(name) and len(content) > 6:
+        # EFI_LOAD_OPTION: attributes, length of the paths, then the description up to a zero.
+        described = content[6 : len(content) // 2 * 2].decode("utf-16-le", errors="replace")
+        return f"{name} {described.partition(chr(0))[0]!r}"
     return f"{name}, {len(content)} bytes"
 
 

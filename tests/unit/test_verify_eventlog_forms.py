@@ -238,6 +238,14 @@ def _hashed(kind: int, data: bytes, what: bytes) -> Event:
 
 
 FILE_PATH = b"\4\4\x0c\0" + "\\a.e".encode("utf-16-le") + b"\x7f\xff\4\0"
+LOAD_OPTION = (
+    bytes(16)
+    + struct.pack("<QQ", 8, 21)
+    + "Boot0001".encode("utf-16-le")
+    + bytes(6)
+    + "Linux\0".encode("utf-16-le")
+    + b"abc"
+)
 VARIABLE = bytes(16) + struct.pack("<QQ", 2, 3) + "PK".encode("utf-16-le") + b"abc"
 
 
@@ -281,6 +289,9 @@ def test_note_is_never_measured() -> None:
         (DRIVER_CONFIG, VARIABLE[:-1], f"{len(VARIABLE) - 1} bytes that are not of this type's form"),
         (1, struct.pack("<QQ", 0xFFA90000, 0x350000), "3473408 bytes at 0xffa90000"),
         (SEPARATOR, b"\xff" * 4, "0xffffffff"),
+        (0x80000002, LOAD_OPTION, "Boot0001 'Linux'"),
+        (0x80000006, bytes(92) + struct.pack("<Q", 7), "partition table of 7 partitions"),
+        (0x80000006, bytes(92), "92 bytes that are not of this type's form"),
         (6, struct.pack("<II", 0x8F3B22EC, 13) + b"Linux initrd\0", "0x8f3b22ec Linux initrd"),
         (
             0x80000003,
