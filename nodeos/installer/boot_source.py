@@ -1,23 +1,22 @@
 """Where this machine was started from, by the firmware's own measurement log. Pure.
 
 Firmware that starts an image measures it into PCR 4 with the image's device path; after HTTP boot that has a URI
-node. Sources: TCG PC Client Platform Firmware Profile 1.06, sections 10.2 and 10.2.3 (UEFI_IMAGE_LOAD_EVENT);
-UEFI 2.10, sections 10.3.1 (device path nodes) and 10.3.4.23 (URI). Every length is checked before it is used.
+node. Sources: TCG PC Client Platform Firmware Profile 1.06, sections 10.2 and 10.2.3 (UEFI_IMAGE_LOAD_EVENT).
+Every length is checked before it is used.
 """
 
 from __future__ import annotations
 
-import struct
 import urllib.parse
 from collections.abc import Iterator
 
+from nodeos.core.devicepath import uri
 from nodeos.core.wire import ParseError
 
 BOOT_APPLICATION = 0x80000003  # EV_EFI_BOOT_SERVICES_APPLICATION
 _PCR = 4
 _NO_ACTION = 3
 _SPEC_ID = b"Spec ID Event03\0"
-_MESSAGING, _URI, _END = 3, 24, 0x7F
 _LIMIT = 1 << 20  # bytes of one event
 
 
@@ -51,18 +50,6 @@ def booted_url(log: bytes) -> str | None:
     """
     paths = image_paths(log)
     return uri(paths[0]) if paths else None
-
-
-def uri(path: bytes) -> str | None:
-    """The URI of a device path, None if it has none. Raises ParseError for what is no device path."""
-    found = None
-    for kind, subtype, data in _nodes(path):
-        if (kind, subtype) == (_MESSAGING, _URI):
-            try:
-                found = data.rstrip(b"\0").decode("ascii")
-            except UnicodeDecodeError as error:
-                raise ParseError("device path: its URI is no ASCII") from error
-    return found
 
 
 def folder_url(url: str) -> str:
@@ -102,15 +89,3 @@ def _path(event: bytes) -> bytes:
     reader = _Reader(event, "an event of a started image")
     reader.take(24)  # where it lay in memory
     return reader.take(reader.number(8))
-
-
-def _nodes(path: bytes) -> Iterator[tuple[int, int, bytes]]:
-    reader = _Reader(path, "device path")
-    while True:
-        kind, subtype, length = struct.unpack("<BBH", reader.take(4))
-        if length < 4:
-            raise ParseError("device path: a node shorter than its head")
-        data = reader.take(length - 4)
-        if kind == _END and subtype == 0xFF:
-            return
-        yield kind, subtype, data

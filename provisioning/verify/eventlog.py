@@ -1,27 +1,27 @@
 """The firmware's boot event log, and what its events make of the PCRs.
 
-Source: TCG "PC Client Platform Firmware Profile", 1.06, sections 9 and 10. The type of an event and, for
-most types, its data are not hashed into any PCR: nothing is decided on them here. What an event's digest
-must be is checked for the types whose data is what was measured.
+Source: TCG "PC Client Platform Firmware Profile", 1.06, sections 9 and 10; the old form with SHA-1 alone is
+TCG_PCClientPCREvent of section 10.2.1. The type of an event is not hashed into any PCR, and its data only for
+some types: nothing is decided on them here. See ``eventdata`` for what an event's digest proves of its data.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
-from nodeos.core.errors import Finding
 from nodeos.core.wire import ParseError
-from provisioning.verify.findings import finding
 from provisioning.verify.reader import Reader
-from provisioning.verify.tpm import DIGEST_NAMES, Alg, digest_size
+from provisioning.verify.tpm import Alg
 
 EV_NO_ACTION, EV_SEPARATOR, EV_EFI_ACTION = 0x00000003, 0x00000004, 0x80000007
 EV_EFI_VARIABLE_DRIVER_CONFIG = 0x80000001
 EV_NAMES = {
     0x00000000: "EV_PREBOOT_CERT",
     0x00000001: "EV_POST_CODE",
+    0x00000002: "EV_UNUSED",
     EV_NO_ACTION: "EV_NO_ACTION",
     EV_SEPARATOR: "EV_SEPARATOR",
     0x00000005: "EV_ACTION",
@@ -33,9 +33,12 @@ EV_NAMES = {
     0x0000000B: "EV_TABLE_OF_DEVICES",
     0x0000000C: "EV_COMPACT_HASH",
     0x0000000D: "EV_IPL",
-    0x00000010: "EV_NONHOST_CODE",
-    0x00000011: "EV_NONHOST_CONFIG",
-    0x00000012: "EV_NONHOST_INFO",
+    0x0000000E: "EV_IPL_PARTITION_DATA",
+    0x0000000F: "EV_NONHOST_CODE",
+    0x00000010: "EV_NONHOST_CONFIG",
+    0x00000011: "EV_NONHOST_INFO",
+    0x00000012: "EV_OMIT_BOOT_DEVICE_EVENTS",
+    0x00000013: "EV_POST_CODE2",
     EV_EFI_VARIABLE_DRIVER_CONFIG: "EV_EFI_VARIABLE_DRIVER_CONFIG",
     0x80000002: "EV_EFI_VARIABLE_BOOT",
     0x80000003: "EV_EFI_BOOT_SERVICES_APPLICATION",
@@ -48,31 +51,55 @@ EV_NAMES = {
     0x8000000A: "EV_EFI_PLATFORM_FIRMWARE_BLOB2",
     0x8000000B: "EV_EFI_HANDOFF_TABLES2",
     0x8000000C: "EV_EFI_VARIABLE_BOOT2",
+    0x8000000D: "EV_EFI_GPT_EVENT2",
+    0x80000010: "EV_EFI_HCRTM_EVENT",
     0x800000E0: "EV_EFI_VARIABLE_AUTHORITY",
     0x800000E1: "EV_EFI_SPDM_FIRMWARE_BLOB",
     0x800000E2: "EV_EFI_SPDM_FIRMWARE_CONFIG",
+    0x800000E3: "EV_EFI_SPDM_DEVICE_POLICY",
+    0x800000E4: "EV_EFI_SPDM_DEVICE_AUTHORITY",
 }
-_DATA_IS_MEASURED = (EV_SEPARATOR, EV_EFI_ACTION, EV_EFI_VARIABLE_DRIVER_CONFIG)
+# TPM_ALG_ID of every hash that a bank can have: its name and size in bytes (TCG Algorithm Registry, 1.34).
+BANKS = {
+    0x0004: ("sha1", 20),
+    0x000B: ("sha256", 32),
+    0x000C: ("sha384", 48),
+    0x000D: ("sha512", 64),
+    0x0012: ("sm3_256", 32),
+    0x0027: ("sha3_256", 32),
+    0x0028: ("sha3_384", 48),
+    0x0029: ("sha3_512", 64),
+}
+_HASHLIB = {"sm3_256": "sm3"}
 _SPEC_ID, _LOCALITY = b"Spec ID Event03\0", b"StartupLocality\0"
 PCRS = 24
-# A forged log can be wrong in thousands of events; so many are told one by one.
-_TOLD = 16
+_NO_PCR = 0xFFFFFFFF
+# Real logs have some hundred events. An event costs about half a kilobyte of memory.
+MAX_EVENTS = 1 << 14
+MAX_BYTES = 1 << 22
+_MAX_DIGEST = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One event. ``number`` counts from 0 in its log; ``digests`` maps TPM_ALG_ID to the digest."""
+    """One event. ``digests`` maps TPM_ALG_ID to the digest.
+
+    ``number`` counts from 0 through both logs. ``name`` is the type for people; for an event of systemd's log
+    ``data`` is the text that it says was measured, and ``firmware`` is False.
+    """
 
     number: int
     pcr: int
     kind: int
     digests: Mapping[int, bytes]
     data: bytes
+    name: str
+    firmware: bool = True
 
     @property
     def words(self) -> str:
         """The event for people: its number and type."""
-        return f"event {self.number} ({EV_NAMES.get(self.kind, hex(self.kind))})"
+        return f"event {self.number} ({self.name})"
 
     @property
     def extends(self) -> bool:
@@ -81,48 +108,88 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventLog:
-    """A parsed log. ``algorithms`` are the banks it has; ``locality`` is where PCR 0 starts."""
+    """A parsed log. ``algorithms`` are the banks it has; ``locality`` is where PCR 0 starts; ``padding`` bytes of
+    zeroes or ones stood behind the last event."""
 
     algorithms: tuple[int, ...]
     events: tuple[Event, ...]
     locality: int = 0
+    padding: int = 0
+
+
+def bank_name(alg: int) -> str:
+    """The bank's name; of an algorithm that is not known here, its number."""
+    return BANKS[alg][0] if alg in BANKS else f"{alg:#06x}"
+
+
+@cache
+def hasher(alg: int) -> Callable[[bytes], bytes] | None:
+    """The hash of a bank, or None if this program can't compute it."""
+    if alg not in BANKS:
+        return None
+    name = _HASHLIB.get(BANKS[alg][0], BANKS[alg][0])
+    if name not in hashlib.algorithms_available:
+        return None
+    empty = hashlib.new(name, usedforsecurity=False)
+
+    def hashed(data: bytes) -> bytes:
+        one = empty.copy()  # half the time of making it by name
+        one.update(data)
+        return one.digest()
+
+    return hashed
 
 
 def parse_event_log(data: bytes) -> EventLog:
-    """Parse a crypto-agile log, or an old one with SHA-1 only. Raises ParseError."""
+    """Parse a crypto-agile log, or an old one with SHA-1 only. Raises ParseError.
+
+    Behind the last event the log's area may be filled with zeroes or with 0xFF (as firmware leaves it in memory).
+    """
+    if len(data) > MAX_BYTES:
+        raise ParseError(f"firmware log: {len(data)} bytes, at most {MAX_BYTES} are allowed")
     reader = Reader(data, "firmware log", order="little")
+    end = min(len(data.rstrip(b"\0")), len(data.rstrip(b"\xff")))
+    if data and not end:
+        raise reader.fail("nothing but filling")
     first = _old_event(reader, 0)
-    if first.extends or not first.data.startswith(_SPEC_ID):
-        events = [first]
-        while reader.left:
-            events.append(_old_event(reader, len(events)))
-        return EventLog(algorithms=(Alg.SHA1,), events=tuple(events), locality=_locality(events))
-    sizes = _spec_id(first.data)
+    sizes: dict[int, int] | None = None
+    if not first.extends and first.data.startswith(_SPEC_ID):
+        sizes, uncounted = _spec_id(first.data)
+        reader.take(uncounted)
     events = [first]
-    while reader.left:
-        events.append(_event(reader, len(events), sizes))
-    return EventLog(algorithms=tuple(sizes), events=tuple(events), locality=_locality(events))
+    while reader.left and reader.offset < end:
+        if len(events) >= MAX_EVENTS:
+            raise reader.fail(f"more than {MAX_EVENTS} events")
+        number = len(events)
+        events.append(_old_event(reader, number) if sizes is None else _event(reader, number, sizes))
+    return EventLog(
+        algorithms=tuple(sizes) if sizes is not None else (Alg.SHA1,),
+        events=tuple(events),
+        locality=_locality(events),
+        padding=reader.left,
+    )
 
 
-def _head(reader: Reader) -> tuple[int, int]:
-    """PCR and type. An event that extends nothing may name no PCR (0xFFFFFFFF, as Windows' notes do)."""
+def _head(reader: Reader, number: int) -> tuple[int, int, str]:
+    """PCR, type and its name. An event that extends nothing may name no PCR: Windows' notes and NV indices do."""
     index, kind = reader.u32(), reader.u32()
-    if index >= PCRS and not (index == 0xFFFFFFFF and kind == EV_NO_ACTION):
-        raise reader.fail(f"there is no PCR {index}")
-    return index, kind
+    if index >= PCRS and kind != EV_NO_ACTION:
+        raise reader.fail(f"event {number}: there is no PCR {index}")
+    return index, kind, EV_NAMES.get(kind) or f"{kind:#010x}"
 
 
 def _old_event(reader: Reader, number: int) -> Event:
-    pcr, kind = _head(reader)
+    pcr, kind, name = _head(reader, number)
     value = reader.take(20)
     data = reader.take(reader.u32())
-    return Event(number=number, pcr=pcr, kind=kind, digests={Alg.SHA1: value}, data=data)
+    return Event(number=number, pcr=pcr, kind=kind, digests={Alg.SHA1: value}, data=data, name=name)
 
 
 def _event(reader: Reader, number: int, sizes: Mapping[int, int]) -> Event:
-    pcr, kind = _head(reader)
+    """TCG_PCR_EVENT2. Its digests stand in any order; a bank may lack, and then has no value for that PCR."""
+    pcr, kind, name = _head(reader, number)
     count = reader.u32()
-    if count != len(sizes):
+    if count > len(sizes) or (not count and kind != EV_NO_ACTION):
         raise reader.fail(f"event {number} has {count} digests, the log's header names {len(sizes)}")
     digests: dict[int, bytes] = {}
     for _ in range(count):
@@ -131,11 +198,14 @@ def _event(reader: Reader, number: int, sizes: Mapping[int, int]) -> Event:
             raise reader.fail(f"event {number}: digest {alg:#06x} is not in the header, or stands twice")
         digests[alg] = reader.take(sizes[alg])
     data = reader.take(reader.u32())
-    return Event(number=number, pcr=pcr, kind=kind, digests=digests, data=data)
+    return Event(number=number, pcr=pcr, kind=kind, digests=digests, data=data, name=name)
 
 
-def _spec_id(data: bytes) -> dict[int, int]:
-    """TCG_EfiSpecIDEvent: digest sizes by algorithm."""
+def _spec_id(data: bytes) -> tuple[dict[int, int], int]:
+    """TCG_EfiSpecIDEvent: digest sizes by algorithm. Of one not known here the size is all that counts.
+
+    The second is how many bytes of the maker's own note the event's size does not count: they follow it.
+    """
     reader = Reader(data, "firmware log header", order="little")
     reader.take(16 + 4 + 4)  # signature, platform class, version, errata, size of UINTN
     count = reader.u32()
@@ -144,32 +214,49 @@ def _spec_id(data: bytes) -> dict[int, int]:
     sizes: dict[int, int] = {}
     for _ in range(count):
         alg, size = reader.u16(), reader.u16()
-        if alg in sizes or size > 64 or (alg in DIGEST_NAMES and size != digest_size(alg)):
-            raise reader.fail(f"wrong digest size {size} of algorithm {alg:#06x}")
+        if alg in sizes or not 1 <= size <= _MAX_DIGEST or (alg in BANKS and size != BANKS[alg][1]):
+            raise reader.fail(f"wrong digest size {size} of algorithm {alg:#06x}, or it stands twice")
         sizes[alg] = size
-    reader.take(reader.u8())
+    note = reader.u8()
+    inside = min(note, reader.left)
+    reader.take(inside)
     reader.done()
-    return sizes
+    return sizes, note - inside
 
 
 def _locality(events: Iterable[Event]) -> int:
-    """The locality of TPM2_Startup: PCR 0 starts with it (Firmware Profile, 10.4.5.3)."""
+    """The locality of TPM2_Startup: PCR 0 starts with it (Firmware Profile, 10.4.5.3).
+
+    It counts wherever it stands: PCR 0 tells if it is true. Raises ParseError if two events differ.
+    """
+    found: int | None = None
     for event in events:
-        if not event.extends and event.pcr == 0 and event.data.startswith(_LOCALITY):
-            if len(event.data) != len(_LOCALITY) + 1 or event.data[-1] not in (0, 3, 4):
-                raise ParseError(f"firmware log: {event.words}: wrong start-up locality")
-            return event.data[-1]
-    return 0
+        if event.extends or event.pcr != 0 or not event.data.startswith(_LOCALITY):
+            continue
+        if len(event.data) != len(_LOCALITY) + 1 or event.data[-1] not in (0, 3, 4):
+            raise ParseError(f"firmware log: {event.words}: wrong start-up locality")
+        if found not in (None, event.data[-1]):
+            raise ParseError(
+                f"firmware log: {event.words}: found the start-up locality {event.data[-1]}, "
+                f"expected {found} as before"
+            )
+        found = event.data[-1]
+    return found or 0
 
 
 def extend(alg: int, value: bytes, digest: bytes) -> bytes:
-    """PCR extend: the hash of the old value and the digest."""
-    return hashlib.new(DIGEST_NAMES[Alg(alg)], value + digest, usedforsecurity=False).digest()
+    """PCR extend: the hash of the old value and the digest. Raises ParseError for a hash not known here."""
+    hashed = hasher(alg)
+    if hashed is None:
+        raise ParseError(f"the bank {bank_name(alg)} can't be replayed here")
+    return hashed(value + digest)
 
 
 def initial(log: EventLog, alg: int) -> dict[int, bytes]:
     """PCRs 0-16 and 23 start at zero, 17-22 at ones; PCR 0 ends with the start-up locality."""
-    size = digest_size(alg)
+    if alg not in BANKS:
+        raise ParseError(f"the bank {bank_name(alg)} can't be replayed here")
+    size = BANKS[alg][1]
     values = {index: (b"\xff" if 17 <= index <= 22 else b"\0") * size for index in range(PCRS)}
     values[0] = bytes(size - 1) + bytes([log.locality])
     return values
@@ -178,78 +265,45 @@ def initial(log: EventLog, alg: int) -> dict[int, bytes]:
 def replay(log: EventLog, alg: int, more: Iterable[Event] = ()) -> dict[int, bytes]:
     """The value of every PCR after the log's events and then those of ``more``, in the bank ``alg``.
 
-    Raises ParseError if the log lacks the bank.
+    Raises ParseError, with the event, if the logs lack the bank.
     """
     values = initial(log, alg)
+    hashed = hasher(alg)
+    if hashed is None:
+        raise ParseError(f"the bank {bank_name(alg)} can't be replayed here")
     for event in (*log.events, *more):
         if not event.extends:
             continue
         if alg not in event.digests:
-            raise ParseError(f"firmware log: no digests of {DIGEST_NAMES.get(Alg(alg), hex(alg))}")
-        values[event.pcr] = extend(alg, values[event.pcr], event.digests[alg])
+            raise ParseError(f"PCR {event.pcr}, {event.words}: it has no digest of {bank_name(alg)}")
+        values[event.pcr] = hashed(values[event.pcr] + event.digests[alg])
     return values
 
 
-def check_events(log: EventLog) -> tuple[Finding, ...]:
-    """Events whose data is what was measured, and whose digest is another: the log was changed."""
-    found = []
-    for event in log.events:
-        if event.kind not in _DATA_IS_MEASURED:
-            continue
-        for alg, value in event.digests.items():
-            if alg not in DIGEST_NAMES:
-                continue
-            expected = hashlib.new(DIGEST_NAMES[Alg(alg)], event.data, usedforsecurity=False).digest()
-            if value != expected:
-                found.append(
-                    finding(
-                        "eventlog.digest",
-                        f"PCR {event.pcr}, {event.words}: found {value.hex()}, expected {expected.hex()}",
-                    )
-                )
-    if len(found) > _TOLD:
-        more = finding("eventlog.digest", f"and {len(found) - _TOLD} more digests that do not fit their data")
-        return (*found[:_TOLD], more)
-    return tuple(found)
+def replayable(
+    log: EventLog, more: Iterable[Event] = ()
+) -> tuple[dict[int, dict[int, bytes]], tuple[str, ...]]:
+    """Values by bank and PCR, of every PCR that the logs say anything of; and why banks or PCRs are missing.
 
-
-def check_replay(
-    log: EventLog, more: Iterable[Event], quoted: Mapping[int, bytes], covered: Iterable[int]
-) -> tuple[Finding, ...]:
-    """Refuses logs that do not give the quoted SHA-256 values of the PCRs ``covered``.
-
-    A PCR without any event counts as never extended: an empty log explains nothing but zeros.
+    A PCR one of whose events lacks the bank's digest has no value in that bank.
     """
-    if Alg.SHA256 not in log.algorithms:
-        return (finding("eventlog.bank", "the firmware log has no SHA-256 digests"),)
-    events = (*log.events, *more)
-    values = replay(log, Alg.SHA256, more)
-    found = []
-    for index in covered:
-        if values[index] == quoted[index]:
+    events = [event for event in (*log.events, *more) if event.extends]
+    touched = {event.pcr for event in events} | ({0} if log.locality else set())
+    banks: dict[int, dict[int, bytes]] = {}
+    missing = []
+    for alg in log.algorithms:
+        hashed = hasher(alg)
+        if hashed is None:
+            missing.append(f"the bank {bank_name(alg)} can't be replayed: its hash is not known here")
             continue
-        of_pcr = [event for event in events if event.pcr == index and event.extends]
-        last = f"after its last of {len(of_pcr)}, {of_pcr[-1].words}" if of_pcr else "which has no event"
-        place = _matches_earlier(log, more, index, quoted[index])
-        found.append(
-            finding(
-                "eventlog.replay",
-                f"PCR {index}, {last}: the log gives {values[index].hex()}, expected the quoted value "
-                f"{quoted[index].hex()}{place}",
-            )
-        )
-    return tuple(found)
-
-
-def _matches_earlier(log: EventLog, more: Iterable[Event], index: int, quoted: bytes) -> str:
-    """Words that name the first surplus event, where the log was only appended to."""
-    value = initial(log, Alg.SHA256)[index]
-    matched = value == quoted
-    for event in (*log.events, *more):
-        if event.pcr != index or not event.extends:
-            continue
-        if matched:
-            return f"; the quote ends before {event.words}"
-        value = extend(Alg.SHA256, value, event.digests[Alg.SHA256])
-        matched = value == quoted
-    return ""
+        values = {index: value for index, value in initial(log, alg).items() if index in touched}
+        for event in events:
+            if event.pcr not in values:
+                continue
+            if alg not in event.digests:
+                del values[event.pcr]
+                missing.append(f"PCR {event.pcr}, {event.words}: it has no digest of {bank_name(alg)}")
+                continue
+            values[event.pcr] = hashed(values[event.pcr] + event.digests[alg])
+        banks[alg] = values
+    return banks, tuple(missing)

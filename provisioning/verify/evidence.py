@@ -19,7 +19,8 @@ from provisioning.verify.celog import parse_measure_log
 from provisioning.verify.chain import TpmModel, check_chain
 from provisioning.verify.der import Certificate, parse_certificate
 from provisioning.verify.escrow import Escrow, check_escrow
-from provisioning.verify.eventlog import Event, check_events, check_replay, parse_event_log
+from provisioning.verify.eventchecks import check_events, check_replay, check_unlogged
+from provisioning.verify.eventlog import Event, parse_event_log
 from provisioning.verify.findings import Result, Verdict, all_findings, finding, refusals, verdict
 from provisioning.verify.fingerprint import Report, parse_report
 from provisioning.verify.keys import check_attestation_key, check_endorsement_key
@@ -39,7 +40,15 @@ from provisioning.verify.profile import Profile, check_fingerprint
 from provisioning.verify.quote import Clock, check_clock, check_quote
 from provisioning.verify.tpm import Public, Quote, parse_public
 
-REPLAYED_PCRS = (0, 1, 2, 3, 4, 5, 7)
+# The logs tell all that was measured into these: the firmware's of 0 to 9, both of 11.
+REPLAYED_PCRS = (0, 1, 2, 3, 4, 5, 7, 9, 11)
+# Here our own code measures, and keeps no log of it. An event says that something else measured too.
+UNLOGGED_PCRS = {
+    12: "the site configuration",
+    13: "nothing",
+    14: "nothing",
+    15: "what the state volume's key gives",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,11 +259,18 @@ def _boot(statement: Statement, quote: Quote, expected: Expected) -> Verdict:
 
 
 def check_logs(firmware_log: bytes, userspace_log: bytes, pcrs: Mapping[int, bytes]) -> Verdict:
-    """The logs have the right form and explain the registers."""
+    """The logs have the right form and explain the registers.
+
+    PCRs 12 and 15 hold what no log tells: their values are for ``check_site`` and ``check_volume``.
+    """
     try:
         log = parse_event_log(firmware_log)
-        more = parse_measure_log(userspace_log)
-        found = (*check_events(log), *check_replay(log, more, pcrs, REPLAYED_PCRS))
+        more = parse_measure_log(userspace_log, first=len(log.events))
+        found = (
+            *check_events(log, more),
+            *check_replay(log, more, pcrs, REPLAYED_PCRS),
+            *check_unlogged(log, more, UNLOGGED_PCRS),
+        )
     except ParseError as error:
         found = (finding("eventlog.form", error.message),)
     return verdict("eventlog", found)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,8 @@ from hypothesis import strategies as st
 
 from nodeos.core.wire import ParseError
 from provisioning.verify.celog import parse_measure_log
-from provisioning.verify.eventlog import (
-    check_events,
-    check_replay,
-    parse_event_log,
-    replay,
-)
+from provisioning.verify.eventchecks import check_events, check_replay
+from provisioning.verify.eventlog import Event, parse_event_log, replay
 from provisioning.verify.evidence import REPLAYED_PCRS
 from provisioning.verify.tpm import DIGEST_NAMES, Alg
 from tests.support import evidence as ev
@@ -103,10 +100,13 @@ def quoted() -> dict[int, bytes]:
     return ev.boot_pcrs(b"")
 
 
-def codes(firmware: bytes, userspace: bytes = b"") -> list[str]:
+PHASES = parse_measure_log(ev.userspace_log([(11, phase) for phase in ev.PHASES]), first=100)
+
+
+def codes(firmware: bytes, more: Sequence[Event] = PHASES) -> list[str]:
     log = parse_event_log(firmware)
-    more = parse_measure_log(userspace, first=len(log.events))
-    return [f.code for f in (*check_events(log), *check_replay(log, more, quoted(), REPLAYED_PCRS))]
+    found = (*check_events(log, more), *check_replay(log, more, quoted(), REPLAYED_PCRS))
+    return [f.code for f in found]
 
 
 def test_synthetic_log_is_whole() -> None:
@@ -117,13 +117,13 @@ def test_changed_digest_names_pcr_event_found_and_expected() -> None:
     events = ev.firmware_events()
     other = hashlib.sha256(b"other").digest()
     raw = ev.log_header() + b"".join(ev.event(*e) for e in events[:-2])
-    raw += ev.event(*events[-2], digest=other)
+    raw += ev.event(*events[-2], digest=other) + ev.event(*events[-1])
     log = parse_event_log(raw)
     (one,) = check_events(log)
     assert one.code == "eventlog.digest"
     for part in ("PCR 7", "EV_SEPARATOR", other.hex(), hashlib.sha256(bytes(4)).hexdigest()):
         assert part in one.message
-    (two,) = check_replay(log, (), quoted(), REPLAYED_PCRS)
+    (two,) = check_replay(log, PHASES, quoted(), REPLAYED_PCRS)
     assert two.code == "eventlog.replay"
     assert "PCR 7" in two.message
     assert quoted()[7].hex() in two.message
@@ -143,7 +143,7 @@ def test_missing_event_is_refused() -> None:
 def test_appended_event_is_named() -> None:
     events = [*ev.firmware_events(), (5, 0x80000007, b"Exit Boot Services")]
     log = parse_event_log(ev.firmware_log(events))
-    (finding,) = check_replay(log, (), quoted(), REPLAYED_PCRS)
+    (finding,) = check_replay(log, PHASES, quoted(), REPLAYED_PCRS)
     assert "PCR 5" in finding.message
     assert f"the quote ends before event {len(events)} (EV_EFI_ACTION)" in finding.message
 
@@ -155,7 +155,8 @@ def test_swapped_events_are_refused() -> None:
 
 
 def test_empty_log_explains_nothing() -> None:
-    assert codes(ev.log_header()) == ["eventlog.replay"] * len(REPLAYED_PCRS)
+    untouched = sum(1 for index in REPLAYED_PCRS if not any(quoted()[index]))
+    assert codes(ev.log_header(), ()) == ["eventlog.replay"] * (len(REPLAYED_PCRS) - untouched)
 
 
 def test_event_hidden_as_no_action_is_refused() -> None:
@@ -166,7 +167,9 @@ def test_event_hidden_as_no_action_is_refused() -> None:
 
 
 def test_userspace_log_continues_the_firmwares() -> None:
-    assert codes(ev.firmware_log(), ev.userspace_log([(5, b"x")])) == ["eventlog.replay"]
+    extra = parse_measure_log(ev.userspace_log([(5, b"x")]))
+    assert codes(ev.firmware_log(), (*PHASES, *extra)) == ["eventlog.replay"]
+    assert codes(ev.firmware_log(), PHASES[:-1]) == ["eventlog.replay"]
     log = parse_event_log(ev.firmware_log())
     more = parse_measure_log(ev.userspace_log([(11, phase) for phase in ev.PHASES]))
     assert replay(log, Alg.SHA256, more)[11] == quoted()[11]
@@ -182,7 +185,7 @@ def test_log_without_sha256_is_refused() -> None:
     [
         (b"", "needed at offset 0"),
         (ev.log_header() + ev.event(24, 1, b"x"), "there is no PCR 24"),
-        (ev.log_header() + ev.event(0, 1, b"x") + b"\0", "are left"),
+        (ev.log_header() + ev.event(0, 1, b"x") + b"\0\1", "are left"),
         (ev.log_header() + ev.event(0xFFFFFFFF, 1, b"x"), "there is no PCR"),
         (ev.log_header() + struct.pack("<III", 0, 1, 2), "2 digests, the log's header names 1"),
         (ev.log_header() + ev.event(0, 3, b"StartupLocality\0\x07"), "wrong start-up locality"),

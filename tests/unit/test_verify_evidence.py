@@ -216,7 +216,7 @@ QUOTES: dict[str, Callable[[ev.Machine], Evidence]] = {
     "quote.signature": lambda m: replace(
         evidence(m), signature=ev.sign_quote(ev.new_ak(), evidence(m).quote)
     ),
-    "quote.digest": lambda m: replace(evidence(m), pcrs={**m.pcrs, 9: b"\x01" * 32}),
+    "quote.digest": lambda m: replace(evidence(m), pcrs={**m.pcrs, 15: b"\x01" * 32}),
     "quote.selection": lambda m: requoted(m, selected=QUOTED_PCRS[1:]),
     "quote.form": lambda m: requoted(m, magic=0),
 }
@@ -297,7 +297,8 @@ def changed_pcr(machine: ev.Machine, index: int) -> Evidence:
     [
         (4, {"pcr.4", "eventlog.replay"}),
         (7, {"pcr.7", "eventlog.replay"}),
-        (11, {"pcr.11"}),
+        (9, {"eventlog.replay"}),
+        (11, {"pcr.11", "eventlog.replay"}),
         (12, {"pcr.12"}),
         (13, {"pcr.13"}),
         (14, {"pcr.14"}),
@@ -311,7 +312,30 @@ def test_each_pcr_refuses_alone(index: int, codes: set[str]) -> None:
 
 def test_pcr_9_is_whatever_the_firmware_says() -> None:
     machine = ev.Machine()
-    assert verify_evidence(changed_pcr(machine, 9), expected(machine)).result is Result.PASSED
+    initrd = (9, 0x00000006, b"Linux initrd")
+    value = ev.extend(bytes(32), hashlib.sha256(initrd[2]).digest())
+    given = evidence(machine, pcrs={**machine.pcrs, 9: value})
+    told = replace(given, firmware_log=ev.firmware_log([*ev.firmware_events(), initrd]))
+    assert verify_evidence(told, expected(machine)).result is Result.PASSED
+    assert refused(given, expected(machine))[0] == ["eventlog.replay"]
+
+
+@pytest.mark.parametrize("pcr", [12, 13, 14, 15])
+def test_event_of_a_pcr_that_no_log_tells_of(pcr: int) -> None:
+    """What our code measures there is in no log: an event is of something that does not belong there."""
+    machine = ev.Machine()
+    number = len(ev.firmware_events()) + 1
+    extra = [*ev.firmware_events(), (pcr, 0x0000000D, b"an extra command line")]
+    codes, assessment = refused(
+        replace(evidence(machine), firmware_log=ev.firmware_log(extra)), expected(machine)
+    )
+    assert codes == ["eventlog.unexpected"]
+    words = assessment.findings[0].message
+    assert f"PCR {pcr}, event {number} (EV_IPL): found 'an extra command line', expected" in words
+    extra_record = ev.userspace_log([*((11, phase) for phase in ev.PHASES), (pcr, b"more")])
+    assert refused(replace(evidence(machine), userspace_log=extra_record), expected(machine))[0] == [
+        "eventlog.unexpected"
+    ]
 
 
 def test_release_that_predicts_other_values() -> None:
@@ -346,6 +370,7 @@ def test_boot_that_is_not_finished_says_so() -> None:
     machine = ev.Machine()
     early = next(iter(ev.release().pcr11["sha256"].values()))
     given = evidence(machine, pcrs={**machine.pcrs, 11: early})
+    given = replace(given, userspace_log=ev.userspace_log([(11, ev.PHASES[0])]))
     codes, assessment = refused(given, expected(machine))
     assert codes == ["pcr.11", "release.phase"]
     assert any("enter-initrd" in f.message for f in assessment.findings)
