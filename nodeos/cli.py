@@ -22,10 +22,7 @@ _GLOBAL_FLAGS = ("--json", "--debug")
 # noun: (module, one line for the overview). Each module has a click group named ``commands``.
 NOUNS = {
     "agent": ("nodeos.agent.cli", "What runs on a node at every boot."),
-    "attest": (
-        "provisioning.cli_attest",
-        "Evidence of machines, certificates and chips, checked from files.",
-    ),
+    "attest": ("provisioning.cli_attest", "Look at evidence: event logs, certificates, reports."),
     "canister": ("replica.client_cli", "Create, install and call canisters on a node."),
     "completion": ("nodeos.completion", "Completion of this command line in a shell."),
     "demo": ("image.demo_cli", "The whole path on this machine, from build to serving node."),

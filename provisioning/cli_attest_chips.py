@@ -12,6 +12,7 @@ import click
 
 from nodeos.cli import emit
 from nodeos.core.errors import NodeosError, UsageError
+from provisioning.cli_options import plain
 
 if TYPE_CHECKING:
     from nodeos.core.errors import Finding
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 _REFUSED = 3
 _FILE_LIMIT = 1 << 20
-_file = click.Path(path_type=Path, dir_okay=False)
+# A folder is told like any other file that is not what it should be, with the code 1.
+_file = click.Path(path_type=Path)
 _GENERATIONS = ("milan", "genoa", "turin")
 _LEVELS = ("fmc", "bootloader", "tee", "snp", "microcode")
 _crl = click.option(
@@ -91,7 +93,7 @@ def _show_ek(leaf: Certificate, checked: Checked, when: datetime) -> tuple[dict[
     said = "does not say" if checked.usages is None else ", ".join(checked.usages)
     lines.append(f"use   {said}")
     lines += _marks(checked.findings, ())
-    return value, "\n".join([*lines, result])
+    return value, plain("\n".join([*lines, result]))
 
 
 @click.command()
@@ -155,7 +157,7 @@ def _show_snp(done: SnpAssessment, leaf: Certificate) -> tuple[dict[str, Any], s
     lines = _path_lines(path, done.listed)
     lines += _report_lines(report, generation)
     lines += _marks((f for f in done.verdict.findings if f not in done.watch), done.watch)
-    return value, "\n".join([*lines, f"{done.verdict.result}, grade {done.grade}"])
+    return value, plain("\n".join([*lines, f"{done.verdict.result}, grade {done.grade}"]))
 
 
 def _report_lines(report: SnpReport, generation: Generation | None) -> list[str]:
@@ -242,7 +244,7 @@ def _roots(where: Path | None) -> tuple[list[Certificate], list[Certificate]]:
         except UsageError as error:
             if path == where:
                 raise
-            click.echo(f"left out: {error.message}", err=True)
+            click.echo(plain(f"left out: {error.message}"), err=True)
             continue
         for certificate in found:
             own = certificate.self_issued or path.name.lower().startswith("root")

@@ -109,6 +109,7 @@ def test_what_can_not_be_read_ends_with_1(run: Any, tmp_path: Path) -> None:
         ("snp", report, *MILAN, "--crl", empty),
         ("ek-cert", empty),
         ("ek-cert", tmp_path / "absent"),
+        ("ek-cert", tmp_path),
         ("ek-cert", real("milan-vcek.der"), "--roots", tmp_path),
         ("ek-cert", real("milan-vcek.der"), "--roots", tmp_path / "absent"),
     ):
