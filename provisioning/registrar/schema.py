@@ -102,11 +102,18 @@ def _installations(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX installation_by_source ON installation (source, at)")
 
 
+def _revocation_lists(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        "CREATE TABLE revocation_list (sha256 TEXT PRIMARY KEY, der BLOB NOT NULL, added_at INTEGER NOT NULL)"
+    )
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _first,
     _signed_releases,
     _recovery,
     _installations,
+    _revocation_lists,
 )
 
 
