@@ -12,6 +12,7 @@ import click
 
 from nodeos.cli import emit
 from nodeos.core.errors import NodeosError, UsageError
+from provisioning.cli_options import plain
 
 if TYPE_CHECKING:
     from nodeos.core.errors import Finding
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 _REFUSED = 3
 _FILE_LIMIT = 1 << 20
-_file = click.Path(path_type=Path, dir_okay=False)
+# A folder is told like any other file that is not what it should be, with the code 1.
+_file = click.Path(path_type=Path)
+_SUFFIXES = (".pem", ".crt", ".cer", ".der")
 _GENERATIONS = ("milan", "genoa", "turin")
 _LEVELS = ("fmc", "bootloader", "tee", "snp", "microcode")
 _crl = click.option(
@@ -91,7 +94,7 @@ def _show_ek(leaf: Certificate, checked: Checked, when: datetime) -> tuple[dict[
     said = "does not say" if checked.usages is None else ", ".join(checked.usages)
     lines.append(f"use   {said}")
     lines += _marks(checked.findings, ())
-    return value, "\n".join([*lines, result])
+    return value, _text([*lines, result])
 
 
 @click.command()
@@ -155,7 +158,7 @@ def _show_snp(done: SnpAssessment, leaf: Certificate) -> tuple[dict[str, Any], s
     lines = _path_lines(path, done.listed)
     lines += _report_lines(report, generation)
     lines += _marks((f for f in done.verdict.findings if f not in done.watch), done.watch)
-    return value, "\n".join([*lines, f"{done.verdict.result}, grade {done.grade}"])
+    return value, _text([*lines, f"{done.verdict.result}, grade {done.grade}"])
 
 
 def _report_lines(report: SnpReport, generation: Generation | None) -> list[str]:
@@ -199,6 +202,11 @@ def _marks(refused: Iterable[Finding], watch: Iterable[Finding]) -> list[str]:
     return [f"✗ {f.code}: {f.message}" for f in refused] + [f"! {f.code}: {f.message}" for f in watch]
 
 
+def _text(lines: Iterable[str]) -> str:
+    """Lines for people. A line break in a name would make a line that looks like ours."""
+    return "\n".join(plain(line).replace("\n", "?") for line in lines)
+
+
 @contextmanager
 def _readable() -> Iterator[None]:
     """A file that can't be read as what it should be ends with exit code 1: a script can tell it from a usage
@@ -222,34 +230,44 @@ def _certificates(path: Path) -> list[Certificate]:
 
 
 def _lists(paths: Iterable[Path]) -> list[Crl]:
+    from nodeos.core.files import read_file
     from provisioning.verify.crl import parse_crls
 
-    return [crl for path in paths for crl in parse_crls(_bytes(path, "revocation list"), str(path))]
+    return [crl for path in paths for crl in parse_crls(read_file(path, "revocation list"), str(path))]
 
 
 def _roots(where: Path | None) -> tuple[list[Certificate], list[Certificate]]:
-    """Pinned roots and helpers. A file without a readable certificate is named and left out: it adds no trust."""
+    """Pinned roots and helpers. What can't be read is named and left out: it could only add trust."""
+    from provisioning.verify.der import certificate_blocks, parse_certificate
+
     pinned: list[Certificate] = []
     helpers: list[Certificate] = []
     if where is None:
         return pinned, helpers
     files = sorted(where.iterdir()) if where.is_dir() else [where]
     for path in files:
-        if path.suffix.lower() not in (".pem", ".crt", ".cer", ".der"):
+        if where.is_dir() and path.suffix.lower() not in _SUFFIXES:
             continue
         try:
-            found = _certificates(path)
+            blocks = certificate_blocks(_bytes(path, "certificate"), str(path))
         except UsageError as error:
-            if path == where:
-                raise
-            click.echo(f"left out: {error.message}", err=True)
+            _left_out(error)
             continue
-        for certificate in found:
+        for index, der in enumerate(blocks):
+            try:
+                certificate = parse_certificate(der, f"{path}: certificate {index}")
+            except UsageError as error:
+                _left_out(error)
+                continue
             own = certificate.self_issued or path.name.lower().startswith("root")
             (pinned if own else helpers).append(certificate)
     if not pinned:
-        raise UsageError(f"{where}: no root certificate in it", hint="give .pem, .crt, .cer or .der files")
+        raise UsageError(f"{where}: no root certificate in it", hint=f"give files in {', '.join(_SUFFIXES)}")
     return pinned, helpers
+
+
+def _left_out(error: UsageError) -> None:
+    click.echo(plain(f"left out: {error.message}"), err=True)
 
 
 def _moment(at: datetime | None) -> datetime:

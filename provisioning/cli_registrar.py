@@ -122,6 +122,49 @@ def trust_add(ctx: click.Context, directory: Path, pin_all: bool, file: Path) ->
         click.echo("no root among them: nothing is trusted that was not before (see --pin-all)", err=True)
 
 
+@trust.command("add-crl")
+@_directory
+@click.argument("file", type=_file)
+@click.pass_context
+def trust_add_crl(ctx: click.Context, directory: Path, file: Path) -> None:
+    """Keep a revocation list (DER or PEM) of an authority that is known here.
+
+    From then on its machines are refused if it names them, and also when it has ended: add the next one in time.
+    """
+    from contextlib import closing
+    from datetime import UTC, datetime
+
+    from provisioning.registrar import admin
+    from provisioning.registrar.directory import Directory
+
+    with closing(Directory(directory).open()) as store:
+        added = admin.add_revocation_lists(store, file)
+    emit(
+        ctx,
+        [
+            {
+                "issuer": crl.issuer_text,
+                "this_update": f"{crl.this_update:%Y-%m-%dT%H:%M:%SZ}",
+                "next_update": f"{crl.next_update:%Y-%m-%dT%H:%M:%SZ}" if crl.next_update else None,
+                "revoked": len(crl.revoked),
+                "new": new,
+            }
+            for crl, new in added
+        ],
+        "\n".join(
+            f"{crl.issuer_text}: {len(crl.revoked)} revoked, holds until {crl.next_update:%Y-%m-%d}"
+            + ("" if new else "  (was there)")
+            for crl, new in added
+        ),
+    )
+    for crl, _ in added:
+        if crl.next_update is not None and crl.next_update < datetime.now(UTC):
+            click.echo(
+                f"the list of {crl.issuer_text} has ended: its machines are refused until a newer one",
+                err=True,
+            )
+
+
 @trust.command("list")
 @_directory
 @click.pass_context

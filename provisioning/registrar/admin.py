@@ -19,9 +19,10 @@ from nodeos.core.firewall import MAX_CLIENTS
 from nodeos.core.http import check_folder_url as check_url
 from nodeos.core.principal import Principal
 from nodeos.core.release import Release, Variant, check_signature
-from provisioning.registrar.rows import AuditRow, CenterRow, OfferRow, ReleaseRow, TrustRow
+from provisioning.registrar.rows import AuditRow, CenterRow, OfferRow, ReleaseRow, RevocationRow, TrustRow
 from provisioning.registrar.service import now
 from provisioning.registrar.store import Store, Transaction
+from provisioning.verify.crl import Crl, check_list, parse_crls
 from provisioning.verify.der import Certificate, parse_certificate, pem_blocks
 from provisioning.verify.path import basic_constraints
 from provisioning.verify.profile import load_profile
@@ -67,6 +68,30 @@ def add_trust(store: Store, path: Path, *, pin_all: bool) -> list[Added]:
             added.append(Added(row=row, certificate=certificate, new=new))
             if new:
                 _note(tx, "trust-added", {"sha256": digest, "kind": kind}, at)
+    return added
+
+
+def add_revocation_lists(store: Store, path: Path) -> list[tuple[Crl, bool]]:
+    """Keep the lists of a file, and say which are new. Older ones stay: what they revoked stays revoked.
+
+    Raises UsageError for a list that no known certificate signed, that is partial, or that says no end.
+    """
+    lists = parse_crls(read_file(path, "revocation list"), str(path))
+    with store.read() as tx:
+        known = [parse_certificate(row.der) for row in tx.trust()]
+    for crl in lists:
+        wrong = check_list(crl, known)
+        if wrong:
+            words = "; ".join(f.message for f in wrong)
+            raise UsageError(f"{path}: {words}", hint="add its issuer first: `nodeos registrar trust add`")
+    at, added = now(), []
+    with store.write() as tx:
+        for crl in lists:
+            digest = hashlib.sha256(crl.der).hexdigest()
+            new = tx.add_revocation_list(RevocationRow(sha256=digest, der=crl.der, added_at=at))
+            added.append((crl, new))
+            if new:
+                _note(tx, "revocation-list-added", {"sha256": digest, "issuer": crl.issuer_text}, at)
     return added
 
 

@@ -27,6 +27,7 @@ from nodeos.core.wire import b64, parse_finding, parse_json
 from provisioning.operator_auth import Caller
 from provisioning.registrar.rows import Attestation, AuditRow, CenterRow, NodeRow, RecoveryRow, Session
 from provisioning.registrar.store import Transaction
+from provisioning.verify.crl import Crl, parse_crl
 from provisioning.verify.der import Certificate, parse_certificate
 from provisioning.verify.evidence import (
     Assessment,
@@ -172,6 +173,7 @@ def load_trust(tx: Transaction) -> Trust:
     return Trust(
         roots=tuple(_parsed(row.der) for row in rows if row.kind == "root"),
         intermediates=tuple(_parsed(row.der) for row in rows if row.kind == "intermediate"),
+        crls=tuple(_parsed_list(row.der) for row in tx.revocation_lists()),
     )
 
 
@@ -179,6 +181,11 @@ def load_trust(tx: Transaction) -> Trust:
 def _parsed(der: bytes) -> Certificate:
     """Manufacturers have some 170 certificates; they are parsed once."""
     return parse_certificate(der)
+
+
+@lru_cache(maxsize=256)
+def _parsed_list(der: bytes) -> Crl:
+    return parse_crl(der)
 
 
 def enrolled_as(node: NodeRow) -> Enrolled:

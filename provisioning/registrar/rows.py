@@ -19,6 +19,15 @@ class TrustRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RevocationRow:
+    """A manufacturer's revocation list, and its SHA-256."""
+
+    sha256: str
+    der: bytes
+    added_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseRow:
     version: str
     document: bytes

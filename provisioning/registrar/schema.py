@@ -123,6 +123,12 @@ def _offers(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE UNIQUE INDEX offer_open ON offer (data_center) WHERE over_at IS NULL")
 
 
+def _revocation_lists(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        "CREATE TABLE revocation_list (sha256 TEXT PRIMARY KEY, der BLOB NOT NULL, added_at INTEGER NOT NULL)"
+    )
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _first,
     _signed_releases,
@@ -130,6 +136,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _installations,
     _access,
     _offers,
+    _revocation_lists,
 )
 
 

@@ -28,6 +28,7 @@ from provisioning.registrar.rows import (
     OfferRow,
     RecoveryRow,
     ReleaseRow,
+    RevocationRow,
     Session,
     TrustRow,
 )
@@ -131,6 +132,18 @@ class Transaction:
     def trust(self) -> list[TrustRow]:
         rows = self._db.execute("SELECT sha256, kind, der, added_at FROM trust ORDER BY kind, sha256")
         return [TrustRow(**row) for row in rows]
+
+    def add_revocation_list(self, row: RevocationRow) -> bool:
+        """False if it was there already."""
+        done = self._db.execute(
+            "INSERT OR IGNORE INTO revocation_list (sha256, der, added_at) VALUES (?, ?, ?)",
+            (row.sha256, row.der, row.added_at),
+        )
+        return done.rowcount == 1
+
+    def revocation_lists(self) -> list[RevocationRow]:
+        rows = self._db.execute("SELECT sha256, der, added_at FROM revocation_list ORDER BY added_at, sha256")
+        return [RevocationRow(**row) for row in rows]
 
     def add_release(self, row: ReleaseRow) -> None:
         self._db.execute(

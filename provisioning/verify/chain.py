@@ -69,9 +69,10 @@ def check_chain(
 ) -> tuple[tuple[Finding, ...], TpmModel | None]:
     """Every reason to refuse ``leaf`` as the certificate of the key ``ek_spki`` at the time ``at``.
 
-    ``others`` are intermediates from wherever (untrusted), ``roots`` are pinned. Raises ParseError.
+    ``others`` are intermediates from wherever (untrusted), ``roots`` are pinned. Of ``crls`` those count whose
+    issuer is in the path. Raises ParseError.
     """
-    checked = check_certificate(leaf, others, roots, at, crls=crls)
+    checked = check_certificate(leaf, others, roots, at, crls=crls, demand_list=False)
     found = list(checked.findings)
     spki = leaf.key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if spki != ek_spki:
@@ -86,10 +87,11 @@ def check_certificate(
     at: datetime,
     *,
     crls: Sequence[Crl] = (),
+    demand_list: bool = True,
 ) -> Checked:
     """Every reason to refuse ``leaf`` as an endorsement certificate, whichever key it is for.
 
-    With ``crls`` at least one of them must speak of a certificate of the path. Raises ParseError.
+    With ``crls`` and ``demand_list`` at least one of them must be by an issuer in the path. Raises ParseError.
     """
     found: list[Finding] = []
     path = find_path(leaf, others, roots, found, family=_FAMILY)
@@ -101,7 +103,7 @@ def check_certificate(
     found += check_critical(path or [leaf], family=_FAMILY)
     listed: tuple[Certificate, ...] = ()
     if path:
-        more, listed = check_revocation(path, crls, at, family=_FAMILY)
+        more, listed = check_revocation(path, crls, at, family=_FAMILY, demand=demand_list)
         found += more
     found += _leaf(leaf)
     usages = _usages(leaf)

@@ -45,11 +45,13 @@ _KNOWN = {_AUTHORITY_KEY, "2.5.29.20"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crl:
-    """A revocation list. ``revoked`` maps serial numbers to when they were revoked; ``tbs`` is what was signed.
+    """A revocation list. ``revoked`` maps serial numbers to when they were revoked; ``tbs`` is what was signed,
+    ``der`` the whole.
 
     ``odd`` are extensions that keep it from being a whole, direct list, or critical ones not understood.
     """
 
+    der: bytes
     tbs: bytes
     algorithm: str
     parameters: bytes
@@ -108,6 +110,7 @@ def parse_crl(data: bytes, what: str = "revocation list") -> Crl:
         revoked.setdefault(serial, when)
         odd += [name for name in strange if name not in odd]
     return Crl(
+        der=data,
         tbs=tbs.raw,
         algorithm=oid(kind[0], what),
         parameters=b"".join(item.raw for item in kind[1:]),
@@ -132,12 +135,12 @@ def _entry(entry: Node, what: str) -> tuple[int, datetime, list[str]]:
 
 
 def check_revocation(
-    path: Sequence[Certificate], crls: Sequence[Crl], at: datetime, *, family: str
+    path: Sequence[Certificate], crls: Sequence[Crl], at: datetime, *, family: str, demand: bool = True
 ) -> tuple[list[Finding], tuple[Certificate, ...]]:
     """Findings, and the certificates of the ``path`` (leaf to root) that a believable list speaks of.
 
-    Without lists nothing is checked. With lists at least one must be by an issuer of the path: lists of
-    somebody else would look like a check that was made.
+    Without lists nothing is checked. With ``demand`` at least one of them must be by an issuer of the path:
+    lists of somebody else would look like a check that was made.
     """
     found: list[Finding] = []
     listed: list[Certificate] = []
@@ -161,12 +164,26 @@ def check_revocation(
                 break
         if lists and not wrong:
             listed.append(certificate)
-    if not spoken:
+    if demand and not spoken:
         names = "; ".join(sorted({crl.issuer_text for crl in crls}))
         wanted = "; ".join(sorted({issuer.subject_text for issuer in issuers}))
         words = f"no list is by an issuer of this path: found {names}, expected {wanted}"
         found.append(finding(f"{family}.crl_unrelated", words))
     return found, tuple(listed)
+
+
+def check_list(crl: Crl, known: Sequence[Certificate]) -> list[Finding]:
+    """Why this list is of no use to somebody who knows these certificates; its dates aside."""
+    issuers = [certificate for certificate in known if _is_by(crl, certificate)]
+    if not issuers:
+        return [finding("crl.issuer", f"no certificate of {crl.issuer_text} is known")]
+    reasons = [_believable(crl, issuer, "crl") for issuer in issuers]
+    found = min(reasons, key=len)
+    if crl.next_update is None:
+        found.append(
+            finding("crl.expired", f"the list of {crl.issuer_text} does not say until when it holds")
+        )
+    return found
 
 
 def _is_by(crl: Crl, issuer: Certificate) -> bool:

@@ -289,9 +289,14 @@ def pem_blocks(data: bytes, label: str, what: str) -> list[bytes]:
     return found
 
 
+def certificate_blocks(data: bytes, what: str) -> list[bytes]:
+    """The DER of every certificate of a PEM text, or the one of a DER file or a dump of NV. Raises ParseError."""
+    return pem_blocks(data, "CERTIFICATE", what) or [unwrap(data)]
+
+
 def parse_certificates(data: bytes, what: str) -> list[Certificate]:
-    """Every certificate of a PEM text, or the one of a DER file or a dump of NV. Raises ParseError."""
-    blocks = pem_blocks(data, "CERTIFICATE", what) or [unwrap(data)]
+    """Every certificate of such a file. Raises ParseError."""
+    blocks = certificate_blocks(data, what)
     return [
         parse_certificate(der, f"{what}: certificate {index}" if len(blocks) > 1 else what)
         for index, der in enumerate(blocks)

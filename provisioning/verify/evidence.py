@@ -17,6 +17,7 @@ from nodeos.core.site import SignedSite, SiteConfig
 from nodeos.core.wire import ParseError
 from provisioning.verify.celog import parse_measure_log
 from provisioning.verify.chain import TpmModel, check_chain
+from provisioning.verify.crl import Crl
 from provisioning.verify.der import Certificate, parse_certificate
 from provisioning.verify.escrow import Escrow, check_escrow
 from provisioning.verify.eventchecks import check_events, check_replay, check_unlogged
@@ -53,10 +54,11 @@ UNLOGGED_PCRS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
-    """Pinned roots, and intermediates that help to find a path to them."""
+    """Pinned roots, intermediates that help to find a path to them, and revocation lists of all of these."""
 
     roots: tuple[Certificate, ...]
     intermediates: tuple[Certificate, ...]
+    crls: tuple[Crl, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +154,8 @@ def _certificates(
             parse_certificate(der, f"endorsement certificate {index}")
             for index, der in enumerate(request.ek_certificates)
         )
-        more, model = check_chain(leaf, (*others, *trust.intermediates), trust.roots, ek.spki(), at)
+        known = (*others, *trust.intermediates)
+        more, model = check_chain(leaf, known, trust.roots, ek.spki(), at, crls=trust.crls)
     except ParseError as error:
         found.append(finding("ek.certificate", error.message))
         return None

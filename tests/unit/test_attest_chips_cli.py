@@ -109,12 +109,13 @@ def test_what_can_not_be_read_ends_with_1(run: Any, tmp_path: Path) -> None:
         ("snp", report, *MILAN, "--crl", empty),
         ("ek-cert", empty),
         ("ek-cert", tmp_path / "absent"),
+        ("ek-cert", tmp_path),
         ("ek-cert", real("milan-vcek.der"), "--roots", tmp_path),
         ("ek-cert", real("milan-vcek.der"), "--roots", tmp_path / "absent"),
     ):
         status, out, err = run(*words)
         assert (status, out) == (1, ""), words
-        assert err.startswith("error: ")
+        assert "error: " in err
 
 
 # --- endorsement certificates
@@ -141,6 +142,10 @@ def folder(tmp_path: Path) -> Path:
     (where / "maker.der").write_bytes(ev.root().der)
     (where / "issuing.crt").write_bytes(ev.issuing().der)
     (where / "broken.pem").write_bytes(b"-----BEGIN CERTIFICATE-----\n")
+    (where / "more.pem").write_bytes(
+        b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"
+        + ev.pem(ev.Authority.make("Another").der)
+    )
     (where / "readme.txt").write_bytes(b"not read")
     return where
 
@@ -162,6 +167,17 @@ def test_good_certificate(run: Any, folder: Path, ek: Path) -> None:
     assert out.rstrip().endswith("passed")
     assert "left out: " in err
     assert "broken.pem" in err
+    assert "more.pem: certificate 0" in err
+    assert err.count("left out") == 2
+
+
+def test_names_from_certificates_can_not_move_the_cursor(run: Any, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.der"
+    odd.write_bytes(ev.issuing().issue(ev.rsa_key().public_key(), subject="\x1b[2J\npassed"))
+    out = run("ek-cert", odd, *AT)[1]
+    assert "\x1b" not in out
+    assert out.splitlines().count("refused") == 1
+    assert "passed" not in out.splitlines()
 
 
 def test_good_certificate_as_json(run: Any, folder: Path, ek: Path, tmp_path: Path) -> None:

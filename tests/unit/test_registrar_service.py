@@ -9,13 +9,17 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from click.testing import CliRunner
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from hsm.identity import FileSigner
+from nodeos.cli import root
 from nodeos.core.errors import RefusedError, UsageError
 from nodeos.core.principal import Principal
 from nodeos.core.protocol import EnrolmentState, NodeRecord, Outcome
@@ -30,8 +34,9 @@ from provisioning.registrar.directory import Directory
 from provisioning.registrar.lookups import ConflictError, NotFoundError
 from provisioning.registrar.service import MAX_OPEN_SESSIONS
 from provisioning.registrar.store import KEPT_EVIDENCE, BusyError, Store
+from provisioning.verify.der import parse_certificate
 from tests.support import evidence as ev
-from tests.support.registrar import Registrar, caller, center, poll, write_identity
+from tests.support.registrar import AT, Registrar, caller, center, poll, write_identity
 
 OTHER = ev.spki(ev.new_ak())
 
@@ -71,6 +76,91 @@ def test_whole_path(registrar: Registrar) -> None:
         "evidence-accepted",
         "approved",
     ]
+
+
+def _list(
+    tmp_path: Path,
+    *serials: int,
+    days: int = 30,
+    signer: ev.Authority | None = None,
+    issuer: str | None = None,
+) -> Path:
+    """A list in a file, of the authority that issues the endorsement certificates or of ``issuer``."""
+    start = datetime.fromtimestamp(AT, UTC) - timedelta(days=1)
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(ev.name(issuer or ev.issuing().subject))
+        .last_update(start)
+        .next_update(start + timedelta(days=days))
+    )
+    for serial in serials:
+        item = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(start).build()
+        builder = builder.add_revoked_certificate(item)
+    path = tmp_path / f"list-{len(serials)}-{days}.crl"
+    made = builder.sign((signer or ev.issuing()).key, hashes.SHA256())
+    path.write_bytes(made.public_bytes(serialization.Encoding.DER))
+    return path
+
+
+def _know_issuing(registrar: Registrar, tmp_path: Path) -> None:
+    file = tmp_path / "issuing.pem"
+    file.write_bytes(ev.pem(ev.issuing().der))
+    admin.add_trust(registrar.store, file, pin_all=False)
+
+
+def test_revoked_machine_is_refused_from_then_on(registrar: Registrar, tmp_path: Path) -> None:
+    _know_issuing(registrar, tmp_path)
+    request = ev.Machine().request()
+    registrar.service.request(request.to_bytes())
+    ((_, new),) = admin.add_revocation_lists(registrar.store, _list(tmp_path, 1234))
+    assert new
+    registrar.service.request(request.to_bytes())
+    serial = parse_certificate(request.ek_certificates[0]).serial
+    admin.add_revocation_lists(registrar.store, _list(tmp_path, 1234, serial))
+    with pytest.raises(RefusedError) as error:
+        registrar.service.request(request.to_bytes())
+    assert refusal(error) == ["ek.revoked"]
+    ((_, again),) = admin.add_revocation_lists(registrar.store, tmp_path / "list-1-30.crl")
+    assert not again
+
+
+def test_list_that_ended_refuses_the_machines_of_its_issuer(registrar: Registrar, tmp_path: Path) -> None:
+    _know_issuing(registrar, tmp_path)
+    admin.add_revocation_lists(registrar.store, _list(tmp_path))
+    registrar.clock.at += 30 * 86400
+    with pytest.raises(RefusedError) as error:
+        registrar.attest(ev.Machine())
+    assert refusal(error) == ["ek.crl_expired"]
+
+
+def test_list_that_no_known_authority_signed_is_not_kept(registrar: Registrar, tmp_path: Path) -> None:
+    other = ev.Authority.make("Another")
+    with pytest.raises(UsageError, match="no certificate of"):
+        admin.add_revocation_lists(registrar.store, _list(tmp_path))
+    _know_issuing(registrar, tmp_path)
+    with pytest.raises(UsageError, match="is not signed by its key"):
+        admin.add_revocation_lists(registrar.store, _list(tmp_path, signer=other))
+    with registrar.store.read() as tx:
+        assert tx.revocation_lists() == []
+
+
+def test_list_is_added_on_the_command_line(registrar: Registrar, tmp_path: Path) -> None:
+    _know_issuing(registrar, tmp_path)
+    words = ["--json", "registrar", "trust", "add-crl", "--dir", str(registrar.directory.root)]
+    done = CliRunner().invoke(root, [*words, str(_list(tmp_path, 1, 2))], catch_exceptions=False)
+    (told,) = json.loads(done.stdout)
+    assert (told["revoked"], told["new"], "has ended" in done.stderr) == (2, True, True)
+
+
+def test_list_of_another_maker_changes_nothing(registrar: Registrar, tmp_path: Path) -> None:
+    """Not even one that has ended."""
+    file = tmp_path / "maker.pem"
+    other = ev.Authority.make("Another maker")
+    file.write_bytes(ev.pem(other.der))
+    admin.add_trust(registrar.store, file, pin_all=False)
+    admin.add_revocation_lists(registrar.store, _list(tmp_path, days=1, signer=other, issuer="Another maker"))
+    registrar.clock.at += 86400
+    assert registrar.attest(ev.Machine()).state is EnrolmentState.PENDING
 
 
 def test_node_attests_again_and_keeps_its_history(registrar: Registrar) -> None:

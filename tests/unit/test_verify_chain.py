@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodeos.core.wire import ParseError
+from provisioning.verify import chain
 from provisioning.verify.chain import TpmModel, check_chain
 from provisioning.verify.der import parse_certificate, parse_certificates
 from tests.support import evidence as ev
@@ -144,6 +145,19 @@ def test_issuer_in_another_kind_of_string_is_found() -> None:
 def test_header_of_nv_memory_is_cut_off(wrap: Callable[[bytes], bytes]) -> None:
     leaf = issue()
     assert [c.der for c in parse_certificates(wrap(leaf), "NV")] == [leaf]
+
+
+@pytest.mark.parametrize("step", [
+    "find_path", "check_dates", "check_authority", "check_critical", "check_revocation", "_leaf", "_usages",
+    "_model", "key_usage", "basic_constraints", "check_certificate",
+])  # fmt: skip
+def test_fault_at_any_step_ends_in_no_trust(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*words: object, **more: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(chain, step, broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        check(issue(), ev.issuing().der)
 
 
 def test_all_findings_are_told() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 
 import pytest
@@ -232,6 +233,18 @@ def test_pem_and_der_are_read() -> None:
 def test_other_data_is_no_list(data: bytes) -> None:
     with pytest.raises(ParseError):
         parse_crl(data)
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=300, deadline=None)
+def test_parser_raises_nothing_but_parse_errors(data: bytes) -> None:
+    for candidate in (
+        data,
+        b"\x30\x82" + len(data).to_bytes(2, "big") + data,
+        b"-----BEGIN X509 CRL-----" + data,
+    ):
+        with suppress(ParseError):
+            parse_crls(candidate, "file")
 
 
 _LIST = make(revoked=(OTHER, LEAF.serial))
