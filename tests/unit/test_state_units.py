@@ -46,3 +46,12 @@ def test_a_failure_ends_the_boot() -> None:
     for name in ("nodeos-state.service", "nodeos-locked.service"):
         assert "OnFailure=emergency.target" in settings(name)
     assert "Requires=nodeos-state.service sysroot.mount" in settings("sysroot-var.mount")
+
+
+def test_the_volume_may_take_as_long_as_its_program() -> None:
+    from nodeos.state.host import MAPPED
+
+    device = MAPPED.removeprefix("/dev/").replace("/", "-")
+    assert "JobRunningTimeoutSec=infinity" in settings(f"dev-{device}.device.d/10-nodeos.conf")
+    assert f"What={MAPPED}" in settings("sysroot-var.mount")
+    assert "TimeoutStartSec=infinity" in settings("nodeos-state.service")
