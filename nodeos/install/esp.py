@@ -69,11 +69,12 @@ def write_files(volume: str, content: Mapping[str, bytes], *, epoch: int | None 
     folders = sorted({str(parent) for name in content for parent in PurePosixPath(name).parents} - {"."})
     environment = _environment(epoch)
     if folders:
-        # -D s: a folder that is there is left as it is.
+        # -D s: a folder that is there is left as it is, though mmd fails then. If one is missing mcopy fails.
         run(
             [mmd, "-D", "s", "-i", volume, *(f"::{folder}" for folder in folders)],
             what=f"making folders on {volume}",
             env=environment,
+            good=(0, 1),
         )
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "file"

@@ -19,6 +19,7 @@ from nodeos.core.errors import NodeosError, RefusedError, UsageError
 from nodeos.core.gpt import MIB, Table
 from nodeos.core.run import find_tool, run
 from nodeos.flash.writer import Target
+from nodeos.install import esp
 from nodeos.install.survey import get
 from nodeos.install.target import Disk, open_file
 from nodeos.install.writer import Outcome, install
@@ -476,3 +477,12 @@ def test_the_medium_is_left_alone(release: Installable, tmp_path: Path) -> None:
         finally:
             run(["umount", point], what="unmounting")
     assert {finding.code for finding in caught.value.findings} == {"disk.mounted", "disk.image"}
+
+
+def test_files_go_into_folders_that_are_there_and_into_new_ones(tmp_path: Path) -> None:
+    disk = tmp_path / "esp.raw"
+    esp.make(disk, {"loader/loader.conf": b"a"}, sector=512, volume_id=1, epoch=0)
+    esp.write_files(str(disk), {"loader/loader.conf": b"b", "loader/entries/x.conf": b"c"})
+    mtype = find_tool("mtype", package="mtools")
+    for name, content in (("loader/loader.conf", b"b"), ("loader/entries/x.conf", b"c")):
+        assert run([mtype, "-i", disk, f"::{name}"], what="reading") == content
