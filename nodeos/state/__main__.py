@@ -20,10 +20,9 @@ def main() -> None:
     try:
         from hsm.tpm import Tpm
         from nodeos.state.booted import LIBRARY
-        from nodeos.state.service import run
+        from nodeos.state.service import run_patiently
 
-        with Tpm() as tpm:
-            run(host, tpm, extra=EXTRA, library=LIBRARY)
+        run_patiently(host, Tpm, extra=EXTRA, library=LIBRARY)
     except NodeosError as error:
         for line in str(error).splitlines():
             host.say(line.strip())

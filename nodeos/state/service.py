@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from hsm.errors import TpmPolicyError
+from hsm.errors import TpmMissingError, TpmPolicyError
 from hsm.tpm import Tpm
 from nodeos.core.errors import NodeosError
 from nodeos.core.files import write_atomic
@@ -19,8 +21,25 @@ from nodeos.state.root import check_root
 from nodeos.state.site import read_site
 
 _TRIES, _SECONDS = 30, 2.0
+_TPM_TRIES = 3
 # What a release determines: images, Secure Boot, the UKI's sections, what was added to the UKI and to the root.
 _TOLD_PCRS = (4, 7, 11, 12, 13)
+
+
+def run_patiently(
+    host: Host, open_tpm: Callable[[], AbstractContextManager[Tpm]], *, extra: Path, library: Path
+) -> StateReport:
+    """``run``, from the start again while the TPM gives no answer: the boot need not end for one that is slow."""
+    for attempt in range(1, _TPM_TRIES + 1):
+        try:
+            with open_tpm() as tpm:
+                return run(host, tpm, extra=extra, library=library)
+        except TpmMissingError as error:
+            if attempt == _TPM_TRIES:
+                raise
+            host.say(f"{error.message}; trying again")
+        host.wait(_SECONDS)
+    raise AssertionError("the last try returns or raises")
 
 
 def run(host: Host, tpm: Tpm, *, extra: Path, library: Path) -> StateReport:

@@ -14,8 +14,8 @@ _WORDS = "a credential took effect"
 
 @pytest.mark.matrix
 def test_credential_in_the_firmwares_tables(lab: Lab) -> None:
-    """The OEM strings of SMBIOS are a text in the firmware's set-up. One that changes a unit of the initrd would
-    run as root where the state can be unsealed."""
+    """The OEM strings of SMBIOS are a text in the firmware's set-up. A credential there that changes a unit of the
+    initrd would run as root where the state can be unsealed."""
     machine = lab.machine()
     dropin = f"[Service]\nExecStartPre=/bin/echo {_WORDS}\n".encode()
     name = "io.systemd.credential.binary:systemd.unit-dropin.nodeos-state.service"
