@@ -12,6 +12,7 @@ from nodeos.core.errors import UsageError
 from nodeos.core.files import write_atomic
 
 BEGIN, END = "<!-- image: made by `make bench-image` -->", "<!-- /image -->"
+_ORDER = ("cold", "build", "sign", "sizes", "write", "boot-tcg", "boot-kvm")
 _MEGA = 1e6
 _GIGA = 1e9
 
@@ -58,6 +59,7 @@ def update(path: Path, records: dict[str, Record]) -> None:
 
 def render(records: dict[str, Record]) -> str:
     lines = ["## Image", ""]
+    records = {part: records[part] for part in _ORDER if part in records}
     lines += table(("measured", "at", "commit", "load before", "on"), [
         (part, record.at, record.commit, f"{record.load}", record.machine) for part, record in records.items()
     ])  # fmt: skip

@@ -62,7 +62,7 @@ def machine() -> str:
     return (
         f"{processor()}, {len(os.sched_getaffinity(0))} threads,"
         f" {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / (1 << 30):.0f} GiB,"
-        f" Linux {platform.release()}, {platform.freedesktop_os_release()['PRETTY_NAME']}"
+        f" Linux {platform.release().partition('-')[0]}, {platform.freedesktop_os_release()['PRETTY_NAME']}"
     )
 
 
