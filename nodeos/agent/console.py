@@ -73,8 +73,8 @@ class Console:
             self._write_device(device, f"nodeos: {step}: {message}\n")
 
     def _write_device(self, device: Path, text: str) -> None:
-        # A console that is absent, or a serial line that nobody reads, must not hold up the node: one that took too
-        # long is not waited for again until it has taken a message.
+        # A console that is absent, or a serial line that nobody reads, must not hold up the node: one that took
+        # too long is not waited for again until it has taken a message.
         flags = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             descriptor = os.open(device, flags)
