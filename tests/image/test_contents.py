@@ -102,11 +102,12 @@ def test_an_installer_can_write_names_on_an_esp(release_image: Image) -> None:
         with volume.open("wb") as file:
             file.truncate(64 << 20)
         chroot: list[str | Path] = [find_tool("chroot", package="coreutils"), release_image.root]
-        for words in (
+        commands: tuple[list[str], ...] = (
             ["mkfs.vfat", "-F", "32", "/tmp/esp"],
             ["mmd", "-i", "/tmp/esp", "::EFI"],
             ["mcopy", "-i", "/tmp/esp", "/etc/os-release", f"::EFI/{name}"],
-        ):
+        )
+        for words in commands:
             run([*chroot, *words], what=words[0])
         listed = run([*chroot, "mdir", "-b", "-i", "/tmp/esp", "::EFI"], what="mdir")
         assert listed.decode().strip() == f"::/EFI/{name}"
