@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -68,7 +69,7 @@ class Signer:
         unsigned = self.scratch / f"{name}.unsigned"
         unsigned.mkdir()
         for artefact in self.build.build.artefacts:
-            (unsigned / artefact).symlink_to(self.build.directory / artefact)
+            shutil.copyfile(self.build.directory / artefact, unsigned / artefact)
         uki, line = self.build.uki.read_bytes(), self.build.build.kernel_command_line
         for old, new in (words or {}).items():
             padded = new.ljust(len(old))
@@ -77,7 +78,7 @@ class Signer:
             assert uki.count(line.encode()) == 1
             assert changed != line
             uki, line = uki.replace(line.encode(), changed.encode()), changed
-        (unsigned / UKI).unlink()
+
         (unsigned / UKI).write_bytes(uki)
         made = replace(
             self.build.build,
