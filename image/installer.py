@@ -33,11 +33,13 @@ NEEDED = (
 _LIMIT = 2 << 30
 # What the installer takes over from the node's command line: how the machine is run and where it speaks. Nothing
 # that says what the root is.
-_KEPT = ("console=", "quiet", "panic=", "mem_encrypt=", "systemd.show_status=", "systemd.machine_id=",
-         "systemd.getty_auto=", "systemd.firstboot=", "lockdown=")  # fmt: skip
+_KEPT = ("console=", "quiet", "panic=", "mem_encrypt=", "systemd.machine_id=", "systemd.getty_auto=",
+         "systemd.firstboot=", "lockdown=")  # fmt: skip
 _OWN = (
     "nodeos.install",
     "systemd.unit=nodeos-installer.target",
+    # The installer has the screen to itself: no moving line about a unit that takes long, which is the installer.
+    "systemd.show_status=error",
     # Its root is what the initrd's unit mounts: nothing that lies on a disk may be taken for it, or be mounted.
     "rd.systemd.gpt_auto=no",
     "systemd.gpt_auto=no",

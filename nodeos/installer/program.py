@@ -122,7 +122,8 @@ def _install(parts: Parts, screen: Screen, known: _Known) -> str:
     chosen = decide.choose(disks.survey(), site.install_disk)
     device = chosen.candidate.device
     known.disk = device.serial or None
-    screen.tell("disk", f"{device.path} {device.model} {device.serial}, {device.size} bytes ({chosen.state})")
+    named = " ".join(word for word in (device.path, device.model, device.serial) if word)
+    screen.tell("disk", f"{named}, {device.size} bytes ({chosen.state})")
     token_wanted = chosen.state == decide.DATA
     installed = _write(parts, screen, disks, chosen.path, source) if token_wanted else None
     if installed is None:

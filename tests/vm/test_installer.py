@@ -290,6 +290,7 @@ def test_unsigned_or_foreign_site(lab: Lab, content: media.Content, whose: str) 
     before = digest_of(machine.disk)
     with started(lab, machine, make_medium(lab, replace(content, site=site))) as vm:
         vm.wait_until(lambda: "nodeos: code: " in console(machine), seconds=SECONDS, what="the refusal")
+        vm.power_button(seconds=240)
     assert "nodeos: refused: " in console(machine)
     assert "nodeos: preflight: " not in console(machine)
     assert digest_of(machine.disk) == before
