@@ -31,6 +31,7 @@ from nodeos.core.site import SIGNATURE_DOMAIN, SignedSite, SiteConfig
 MIB = 1 << 20
 _ESP = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 _LABEL = "NODEOS"
+_BOOT_IMAGE = "esp.img"
 # The smallest FAT32 (65525 clusters) with sectors of 512 bytes, and a little.
 _SMALLEST_FAT = 40 * MIB
 _LIMIT = 3 << 30
@@ -165,23 +166,25 @@ def _iso(content: Content, target: Path) -> None:
     """An ISO 9660 image that UEFI firmware starts from a disc (El Torito), and as a disk if it is written to one:
     the same FAT is the boot image and a GPT partition. The site's files are in the ISO 9660 tree too, since Linux
     sees no partitions on a disc.
+
+    The FAT is a file of that tree, and not behind it: EDK2 ends the boot image where the ISO 9660 volume ends.
     """
     xorriso = find_tool("xorriso", package="xorriso")
     with _scratch(target) as scratch:
-        volume, tree = scratch / "esp.img", scratch / "tree"
-        make_fat(volume, content.esp_files, epoch=content.epoch, serial=content.identity("fat"))
+        tree = scratch / "tree"
         _write_tree(
             tree, {f"nodeos/{name}": data for name, data in content.site_files.items()}, content.epoch
         )
-        os.utime(volume, (content.epoch, content.epoch))
+        make_fat(tree / _BOOT_IMAGE, content.esp_files, epoch=content.epoch, serial=content.identity("fat"))
+        for path in (tree / _BOOT_IMAGE, tree):
+            os.utime(path, (content.epoch, content.epoch))
         run(
             [
                 xorriso, "-as", "mkisofs", "-iso-level", "3", "-V", _LABEL, "-R",
-                "-append_partition", "2", str(_ESP), volume, "-appended_part_as_gpt",
                 "--gpt_disk_guid", content.identity("disk").hex,
-                "-c", "boot.catalog", "-e", "--interval:appended_partition_2:all::", "-no-emul-boot",
+                "-c", "boot.catalog", "-e", _BOOT_IMAGE, "-no-emul-boot",
                 # 0: to the end of the disc (UEFI 2.10, 13.3.2.1). The field can't count more than 32 MiB.
-                "-boot-load-size", "0",
+                "-boot-load-size", "0", "-efi-boot-part", "--efi-boot-image",
                 "-o", target, tree,
             ],
             what="making the ISO image", env={"SOURCE_DATE_EPOCH": str(content.epoch), "TZ": "UTC"}, timeout=600,

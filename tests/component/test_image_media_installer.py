@@ -73,6 +73,9 @@ def test_iso_as_a_disk_and_as_a_disc(content: media.Content, tmp_path: Path) -> 
     assert data[catalog + 32] == 0x88, "bootable"
     assert int.from_bytes(data[catalog + 38 : catalog + 40], "little") == 0
     boot = int.from_bytes(data[catalog + 40 : catalog + 44], "little") * 2048
+    # EDK2 takes the end of the volume (ECMA-119, 8.4.8) for the end of the disc.
+    volume_end = int.from_bytes(data[16 * 2048 + 80 : 16 * 2048 + 84], "little") * 2048
+    assert boot + sum(map(len, content.esp_files.values())) < volume_end <= len(data)
     volume = tmp_path / "boot.img"
     volume.write_bytes(data[boot:])
     found = run(

@@ -119,7 +119,9 @@ def wait_for(vm: Vm, words: str, *, seconds: float = SECONDS) -> None:
     """Wait for words on the console. An installer that gave up ends the test."""
     deadline = time.monotonic() + seconds
     while words not in (text := console(vm.machine)):
-        ended = re.search(r"^nodeos: (?:refused|failed): .*", text, re.MULTILINE)
+        ended = re.search(
+            r"nodeos: (?:refused: |failed: |the system could not start)|No bootable option", text
+        )
         assert ended is None, text[ended.start() :] if ended else ""
         assert vm.process.poll() is None, text[-2000:]
         assert time.monotonic() < deadline, text[-2000:]
