@@ -259,7 +259,7 @@ def test_data_need_the_operator(lab: Lab, content: media.Content, built: Release
             "nodeos/erase.json",
             sign_token(lab, challenge.replace('"serial":"disk"', '"serial":"disc"')),
         )
-        wait_for(vm, "erase.disk")
+        wait_for(vm, "✗ erase.serial: ")
         assert digest_of(machine.disk) == before
         put_on_esp(medium, "nodeos/erase.json", sign_token(lab, challenge))
         report = finish(lab, vm)
