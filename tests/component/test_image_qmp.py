@@ -45,7 +45,17 @@ def served(path: Path, greeting: bytes, *answers: bytes) -> Iterator[list[object
 def test_command(tmp_path: Path) -> None:
     with served(tmp_path / "qmp", GREETING, DONE, EVENT + DONE) as commands:
         qmp.execute(tmp_path / "qmp", "system_powerdown")
-    assert commands == [{"execute": "qmp_capabilities"}, {"execute": "system_powerdown"}]
+    assert commands == [
+        {"execute": "qmp_capabilities", "arguments": {}},
+        {"execute": "system_powerdown", "arguments": {}},
+    ]
+
+
+def test_arguments_and_answer(tmp_path: Path) -> None:
+    answer = b'{"return": {"free": 7}}\r\n'
+    with served(tmp_path / "qmp", GREETING, DONE, answer) as commands:
+        assert qmp.execute(tmp_path / "qmp", "qom-get", {"path": "/machine"}) == {"free": 7}
+    assert commands[1] == {"execute": "qom-get", "arguments": {"path": "/machine"}}
 
 
 def test_refusal(tmp_path: Path) -> None:
