@@ -40,7 +40,7 @@ from nodeos.core.wire import (
     parse_json,
 )
 
-# All PCRs that a quote must cover, no more and no fewer. 0-3 and 5 are the firmware's, recorded at
+# All PCRs that a quote must cover, no more and no fewer. 0-3 are the firmware's, recorded at
 # enrolment; 4, 7, 11 are predicted by the release; 12 by the site; 14 stays zero; 15 is the volume's key.
 QUOTED_PCRS = (0, 1, 2, 3, 4, 5, 7, 9, 11, 12, 13, 14, 15)
 

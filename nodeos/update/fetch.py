@@ -27,6 +27,8 @@ MARGIN = 256 << 20
 # How often nobody may answer, or the connection end, before the next attestation tries again.
 TRIES = 5
 _PAUSE = 5.0
+# A power cut costs at most so many bytes of what was fetched.
+_SYNCED = 8 << 20
 _CHUNK = 1 << 18
 _MANIFEST_LIMIT, _SIGNATURE_LIMIT = 1 << 20, 1 << 16
 
@@ -176,6 +178,9 @@ def _append(source: Source, name: str, part: Path, size: int, progress: Progress
             if place > size:
                 raise NodeosError(f"{name}: longer than the {size} bytes of the manifest")
             file.write(data)
+            if place // _SYNCED > (place - len(data)) // _SYNCED:
+                file.flush()
+                os.fsync(file.fileno())
             progress.add(len(data))
         file.flush()
         os.fsync(file.fileno())

@@ -209,7 +209,7 @@ def test_full_esp(lab: Lab, newer: ReleaseDir) -> None:
 @pytest.mark.matrix
 def test_power_cut_while_fetching(lab: Lab, newer: ReleaseDir) -> None:
     """Cut off twice before anything is written; what was fetched is kept, and the third run completes."""
-    _cut(lab, newer, ["fetched 30 %", "verifying it"], until="is installed; restarting")
+    _cut(lab, newer, ["fetched 60 %", "verifying it"], until="is installed; restarting")
 
 
 @pytest.mark.matrix
