@@ -24,6 +24,7 @@ REGISTRIES = re.compile(
     r"[a-z0-9.-]*\.(?:debian|ubuntu)\.(?:org|net|com))\b"
 )
 # Where somebody's checkout lies. What the node, Debian or a made-up example uses is not among them.
+CONFLICT = re.compile(r"^(?:<{7}|>{7}) \S")
 LOCAL = re.compile(r"(?<![\w./~-])/(?:work|root|builds|Users|github|mnt|home/(?!x\b)\w+)/")
 # Written by others; its words are theirs.
 FOREIGN = ("LICENSE",)
@@ -132,8 +133,12 @@ def test_news_begins_with_this_version() -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "words"),
-    [(REGISTRIES, "the host of a package registry"), (LOCAL, "a path of a build machine")],
-    ids=["registries", "local paths"],
+    [
+        (REGISTRIES, "the host of a package registry"),
+        (LOCAL, "a path of a build machine"),
+        (CONFLICT, "a side of a merge that was not finished"),
+    ],
+    ids=["registries", "local paths", "conflicts"],
 )
 def test_no_committed_file_names(pattern: re.Pattern[str], words: str) -> None:
     found = []
@@ -155,6 +160,8 @@ def test_no_committed_file_names(pattern: re.Pattern[str], words: str) -> None:
         (REGISTRIES, f"files.{'pythonhosted'}.org"),
         (LOCAL, f"see /{'work'}/main/build"),
         (LOCAL, f"'/home/{'somebody'}/nodeos'"),
+        (CONFLICT, f"{'<' * 7} HEAD"),
+        (CONFLICT, f"{'>' * 7} other"),
     ],
 )
 def test_the_patterns_find_what_they_are_for(pattern: re.Pattern[str], text: str) -> None:
