@@ -22,14 +22,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from image import installer, pe
-from nodeos.core import gpt
+from nodeos.core import gpt, layout
 from nodeos.core.errors import UsageError
 from nodeos.core.files import read_file, write_atomic
 from nodeos.core.run import find_tool, run
 from nodeos.core.site import SIGNATURE_DOMAIN, SignedSite, SiteConfig
 
 MIB = 1 << 20
-_ESP = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 _LABEL = "NODEOS"
 _BOOT_IMAGE = "esp.img"
 # The smallest FAT32 (65525 clusters) with sectors of 512 bytes, and a little.
@@ -151,7 +150,12 @@ def _usb(content: Content, target: Path) -> None:
         make_fat(volume, content.esp_files, epoch=content.epoch, serial=content.identity("fat"))
         size = volume.stat().st_size
         esp = gpt.Partition(
-            number=1, type=_ESP, uuid=content.identity("esp"), start=MIB, size=size, label="nodeos-installer"
+            number=1,
+            type=layout.ESP_TYPE,
+            uuid=content.identity("esp"),
+            start=MIB,
+            size=size,
+            label="nodeos-installer",
         )
         table = gpt.Table(size=size + 2 * MIB, sector=512, uuid=content.identity("disk"), partitions=(esp,))
         with target.open("wb") as file, volume.open("rb") as source:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from nodeos.core.efilists import X509, certificates, parse_lists
+from nodeos.core.efivarfs import read_variable
 from nodeos.core.errors import UsageError
 from nodeos.preflight.facts import Firmware
 
@@ -45,20 +45,9 @@ def _platform_keys(variables: Path) -> tuple[bytes, ...] | None:
 
 
 def _read(variables: Path, name: str) -> bytes | None:
-    """The value of a global variable, without the 4 bytes of attributes that efivarfs puts before it.
-
-    Read with plain calls: files of efivarfs can't be seeked.
-    """
+    """The value of a global variable; None if it can't be read, or is larger than any of them is."""
     try:
-        descriptor = os.open(variables / f"{name}-{_GLOBAL}", os.O_RDONLY | os.O_CLOEXEC)
+        value = read_variable(variables, name, _GLOBAL, limit=_LIMIT)
     except OSError:
         return None
-    try:
-        data = b""
-        while len(data) <= _LIMIT and (part := os.read(descriptor, _LIMIT)):
-            data += part
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
-    return data[4:] if 4 <= len(data) <= _LIMIT else None
+    return value if value is not None and len(value) + 4 <= _LIMIT else None

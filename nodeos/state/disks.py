@@ -14,7 +14,7 @@ from nodeos.core import layout
 from nodeos.core.errors import NodeosError
 from nodeos.core.wire import ParseError
 
-STATE_TYPE = "2d1f0a56-7b1c-4d8e-9c52-6e6f64656f73"
+STATE_TYPE = str(layout.STATE_TYPE)
 SIGNATURE_TYPE = str(layout.SIGNATURE_TYPE)
 COLUMNS = "NAME,TYPE,PKNAME,PARTUUID,PARTTYPE"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

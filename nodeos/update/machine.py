@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from nodeos.core.efilists import EFI_GLOBAL
+from nodeos.core.efivarfs import read_variable
 from nodeos.core.errors import NodeosError, UsageError
 from nodeos.core.files import read_file
 from nodeos.core.pem import parse_public_keys
@@ -20,7 +21,7 @@ from nodeos.core.statereport import REPORT, StateReport
 from nodeos.update.candidate import LOADER, RELEASE, read_image, read_release
 from nodeos.update.entries import DIRECTORY, BootEntry, of_version, read_entries
 from nodeos.update.preflight import Facts
-from nodeos.update.variables import EFIVARS, read_lists, read_variable
+from nodeos.update.variables import EFIVARS, read_lists
 
 # systemd's vendor UUID of boot loader variables (Boot Loader Interface).
 LOADER_VENDOR = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"

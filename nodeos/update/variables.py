@@ -18,6 +18,7 @@ from pathlib import Path
 
 from nodeos.core import secureboot
 from nodeos.core.efilists import APPEND, ATTRIBUTES, VENDORS, Update
+from nodeos.core.efivarfs import read_variable
 from nodeos.core.errors import NodeosError
 from nodeos.update.candidate import VARIABLES
 from nodeos.update.preflight import update_appends
@@ -25,29 +26,9 @@ from nodeos.update.preflight import update_appends
 EFIVARS = Path("/sys/firmware/efi/efivars")
 # linux/fs.h
 _GETFLAGS, _SETFLAGS, _IMMUTABLE = 0x80086601, 0x40086602, 0x10
-_LIMIT = 1 << 18
 
 # Sets (True) or clears the immutable flag of an open file; returns how it was.
 Immutable = Callable[[int, bool], bool]
-
-
-def read_variable(directory: Path, name: str, vendor: str) -> bytes | None:
-    """A variable's value without the 4 bytes of attributes before it; None if it isn't there.
-
-    Read with plain calls: files of efivarfs can't be seeked.
-    """
-    try:
-        descriptor = os.open(directory / f"{name}-{vendor}", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        data = b""
-        while len(data) <= _LIMIT and (part := os.read(descriptor, _LIMIT)):
-            data += part
-    finally:
-        os.close(descriptor)
-    # An emptied variable may be left as a file without content.
-    return data[4:] if len(data) >= 4 else None
 
 
 def read_lists(directory: Path) -> dict[str, bytes]:

@@ -24,12 +24,11 @@ def read_counter(lab: Lab, vm: Vm, port: int) -> int:
         "--url", f"http://127.0.0.1:{port}", "--root-key", summary["node"]["committee_key"],
         "--identity", lab.demo / "operator.json", "--pin-file", lab.demo / "pin",
     ]  # fmt: skip
-    environment = {"SOFTHSM2_CONF": str(lab.demo / "token/softhsm2.conf")}
     found: list[Any] = []
 
     def answers() -> bool:
         with suppress(NodeosError):
-            output = run(command, what="nodeos canister query", env=environment, timeout=60)
+            output = run(command, what="nodeos canister query", env=lab.token_environment, timeout=60)
             found.append(json.loads(output)["values"])
         return bool(found)
 

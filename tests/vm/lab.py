@@ -86,6 +86,11 @@ class Lab:
         """A copy of the demo's machine: enrolled, off, its state volume made."""
         return copy_machine(Machine(directory=self.demo / "machine"), self.directory / name)
 
+    @property
+    def token_environment(self) -> dict[str, str]:
+        """What a process needs to use the operator's token."""
+        return {"SOFTHSM2_CONF": str(self.demo / "token/softhsm2.conf")}
+
     def operator(self, *words: str | Path) -> Any:
         """A command of the demo's operator at this case's registrar."""
         command = [
@@ -93,8 +98,7 @@ class Lab:
             "--registrar", f"https://127.0.0.1:{self.port}", "--ca", self.registrar / "ca.pem",
             "--identity", self.demo / "operator.json", "--pin-file", self.demo / "pin",
         ]  # fmt: skip
-        environment = {"SOFTHSM2_CONF": str(self.demo / "token/softhsm2.conf")}
-        output = run(command, what=f"nodeos {words[0]} {words[1]}", env=environment, timeout=120)
+        output = run(command, what=f"nodeos {words[0]} {words[1]}", env=self.token_environment, timeout=120)
         return json.loads(output) if output.strip() else None
 
     def attestation(self) -> dict[str, Any]:

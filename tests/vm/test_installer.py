@@ -275,7 +275,7 @@ def sign_token(lab: Lab, challenge: str) -> bytes:
         sys.executable, "-m", "nodeos", "operator", "allow-erase", asked, "--out", token,
         "--identity", lab.demo / "operator.json", "--pin-file", lab.demo / "pin",
     ]  # fmt: skip
-    run(command, what="allow-erase", env={"SOFTHSM2_CONF": str(lab.demo / "token/softhsm2.conf")})
+    run(command, what="allow-erase", env=lab.token_environment)
     return token.read_bytes()
 
 

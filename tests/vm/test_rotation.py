@@ -84,7 +84,8 @@ def updates(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Updates:
 @pytest.fixture(autouse=True)
 def token(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """The operator's token, for this process."""
-    monkeypatch.setenv("SOFTHSM2_CONF", str(lab.demo / "token/softhsm2.conf"))
+    for name, value in lab.token_environment.items():
+        monkeypatch.setenv(name, value)
 
 
 def test_key_rotation_over_two_updates(lab: Lab, updates: Updates, tmp_path: Path) -> None:
